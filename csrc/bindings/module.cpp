@@ -1,0 +1,124 @@
+// Translates between Python and the Engine; nothing is computed here. Python validates types and documents.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <system_error>
+#include <utility>
+
+#include "engine.h"
+#include "kernels/registry.h"
+#include "model/error.h"
+
+namespace py = pybind11;
+using agnews_fast::Activation;
+using agnews_fast::Batch;
+using agnews_fast::ChannelMaxima;
+using agnews_fast::Config;
+using agnews_fast::Engine;
+using agnews_fast::TensorInfo;
+
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+
+Batch batch_of(const Array<std::int32_t>& ids, const Array<std::int64_t>& offsets) {
+  if (ids.ndim() != 1 || offsets.ndim() != 1 || offsets.size() < 1) {
+    throw std::invalid_argument("ids and offsets: expected one dimension, and at least one offset");
+  }
+  const std::int64_t texts = offsets.size() - 1;
+  if (offsets.at(0) != 0 || offsets.at(texts) != ids.size()) {
+    throw std::invalid_argument("offsets: expected to run from 0 to " + std::to_string(ids.size()));
+  }
+  for (std::int64_t i = 0; i < texts; ++i) {
+    if (offsets.at(i) > offsets.at(i + 1)) throw std::invalid_argument("offsets: expected not to decrease");
+  }
+  return {ids.data(), offsets.data(), texts};
+}
+
+py::tuple run(Engine& engine, const Array<std::int32_t>& ids, const Array<std::int64_t>& offsets) {
+  const Batch batch = batch_of(ids, offsets);
+  Array<float> logits({batch.texts, engine.config().labels});
+  Array<float> first_token({batch.texts, engine.config().hidden});
+  float* logits_data = logits.mutable_data();
+  float* first_token_data = first_token.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    engine.run(batch, logits_data, first_token_data);
+  }
+  return py::make_tuple(std::move(logits), std::move(first_token));
+}
+
+py::list channel_maxima(Engine& engine, const Array<std::int32_t>& ids, const Array<std::int64_t>& offsets) {
+  const Batch batch = batch_of(ids, offsets);
+  ChannelMaxima maxima;
+  {
+    const py::gil_scoped_release release;
+    maxima = engine.channel_maxima(batch);
+  }
+  py::list arrays;
+  for (const std::vector<float>& channel : maxima) {
+    arrays.append(Array<float>(static_cast<py::ssize_t>(channel.size()), channel.data()));
+  }
+  return arrays;
+}
+
+Activation activation_of(const std::string& name) {
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "relu") return Activation::kRelu;
+  throw agnews_fast::ModelError("config: expected activation 'gelu' or 'relu', got '" + name + "'");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  py::register_exception<agnews_fast::ModelError>(m, "ModelError", PyExc_ValueError);
+  py::register_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const std::system_error& e) {
+      errno = e.code().value();
+      PyErr_SetFromErrnoWithFilename(PyExc_OSError, e.what());
+    }
+  });
+
+  m.def("available_isas", [] {
+    std::vector<std::string> names;
+    for (const agnews_fast::Kernels* kernels : agnews_fast::available_kernels()) names.emplace_back(kernels->name);
+    return names;
+  });
+
+  py::class_<Engine>(m, "Engine")
+      .def(py::init([](const std::string& path, const py::dict& config,
+                       const std::map<std::string, std::tuple<std::string, std::vector<std::int64_t>, std::uint64_t,
+                                                              std::uint64_t>>& tensors,
+                       int threads, const std::string& isa) {
+             const auto size = [&](const char* name) { return config[name].cast<std::int64_t>(); };
+             Config sizes = {};
+             sizes.layers = size("layers");
+             sizes.hidden = size("hidden");
+             sizes.heads = size("heads");
+             sizes.ffn = size("ffn");
+             sizes.vocabulary = size("vocabulary");
+             sizes.positions = size("positions");
+             sizes.labels = size("labels");
+             sizes.activation = activation_of(config["activation"].cast<std::string>());
+             sizes.layer_norm_epsilon = config["layer_norm_epsilon"].cast<float>();
+             sizes.levels = config["levels"].cast<int>();
+             sizes.depth = config["depth"].cast<int>();
+             std::map<std::string, TensorInfo> table;
+             for (const auto& [name, tensor] : tensors) {
+               const auto& [dtype, shape, begin, end] = tensor;
+               table[name] = TensorInfo{dtype, shape, begin, end};
+             }
+             const py::gil_scoped_release release;
+             return std::make_unique<Engine>(path, sizes, std::move(table), threads, isa);
+           }),
+           py::arg("path"), py::kw_only(), py::arg("config"), py::arg("tensors"), py::arg("threads"), py::arg("isa"))
+      .def("run", &run, py::arg("ids"), py::arg("offsets"))
+      .def("channel_maxima", &channel_maxima, py::arg("ids"), py::arg("offsets"))
+      .def_property_readonly("isa", &Engine::isa)
+      .def_property_readonly("threads", &Engine::threads);
+}

@@ -1,0 +1,198 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+#include "kernels/registry.h"
+#include "runtime/float_environment.h"
+
+namespace agnews_fast {
+namespace {
+
+// Texts are computed in chunks of about so many tokens: enough rows to use each weight panel many times while it is in
+// the cache, few enough that the activations stay there too.
+constexpr std::int64_t kChunkTokens = 96;
+
+Model load(const MappedFile& file, const Config& config, std::map<std::string, TensorInfo> tensors) {
+  TensorTable table(file.data(), file.size(), std::move(tensors));
+  return Model(config, table);
+}
+
+// Whether dealing out the chunks one by one keeps `threads` busy to the end, or would leave some without work.
+bool divides_well(const std::vector<Batch>& chunks, int threads) {
+  std::vector<std::int64_t> load(static_cast<std::size_t>(threads), 0);
+  std::int64_t total = 0;
+  for (const Batch& chunk : chunks) {
+    *std::min_element(load.begin(), load.end()) += chunk.tokens();
+    total += chunk.tokens();
+  }
+  return *std::max_element(load.begin(), load.end()) * threads * 8 <= total * 9;
+}
+
+}  // namespace
+
+struct Engine::Pool {
+  explicit Pool(int size) : generation(fork_generation()), threads(size) {}
+  const unsigned generation;
+  ThreadPool threads;
+};
+
+Engine::Engine(const std::string& path, const Config& config, std::map<std::string, TensorInfo> tensors, int threads,
+               const std::string& isa)
+    : file_(path),
+      kernels_(select_kernels(isa)),
+      model_(load(file_, config, std::move(tensors))),
+      threads_(threads) {
+  if (threads < 1) throw std::invalid_argument("threads: expected at least 1, got " + std::to_string(threads));
+}
+
+Engine::~Engine() {
+  Pool* pool = pool_.load();
+  // A pool from before a fork has no threads here to join: it is left behind.
+  if (pool != nullptr && pool->generation == fork_generation()) delete pool;
+}
+
+ThreadPool& Engine::pool() {
+  Pool* current = pool_.load();
+  if (current == nullptr || current->generation != fork_generation()) {
+    auto fresh = std::make_unique<Pool>(threads_);
+    if (pool_.compare_exchange_strong(current, fresh.get())) current = fresh.release();
+  }
+  return current->threads;
+}
+
+void Engine::check(const Batch& batch) const {
+  for (std::int64_t text = 0; text < batch.texts; ++text) {
+    const std::int64_t length = batch.length(text);
+    if (length < 1 || length > model_.config.positions) {
+      throw std::invalid_argument("text " + std::to_string(text) + ": expected 1 to " +
+                                  std::to_string(model_.config.positions) + " tokens, got " + std::to_string(length));
+    }
+    for (std::int64_t i = batch.offsets[text]; i < batch.offsets[text + 1]; ++i) {
+      if (batch.ids[i] < 0 || batch.ids[i] >= model_.config.vocabulary) {
+        throw std::invalid_argument("text " + std::to_string(text) + ", token " +
+                                    std::to_string(i - batch.offsets[text]) + ": expected an id from 0 to " +
+                                    std::to_string(model_.config.vocabulary - 1) + ", got " +
+                                    std::to_string(batch.ids[i]));
+      }
+    }
+  }
+}
+
+std::vector<Batch> Engine::chunks(const Batch& batch) const {
+  // As many chunks as threads can share evenly, each of about kChunkTokens.
+  const std::int64_t tokens = batch.tokens();
+  const std::int64_t rounds = (tokens + threads_ * kChunkTokens - 1) / (threads_ * kChunkTokens);
+  const std::int64_t target = (tokens + threads_ * rounds - 1) / std::max<std::int64_t>(1, threads_ * rounds);
+  std::vector<Batch> parts;
+  for (std::int64_t begin = 0, end = 0; begin < batch.texts; begin = end) {
+    std::int64_t size = batch.length(end++);
+    while (end < batch.texts && size + batch.length(end) / 2 <= target) size += batch.length(end++);
+    parts.push_back(batch.slice(begin, end));
+  }
+  return parts;
+}
+
+std::unique_ptr<Workspace> Engine::take_workspace(const Batch& largest, int members) {
+  std::unique_ptr<Workspace> workspace;
+  {
+    const std::lock_guard<std::mutex> lock(idle_mutex_);
+    if (!idle_.empty()) {
+      workspace = std::move(idle_.back());
+      idle_.pop_back();
+    }
+  }
+  if (workspace == nullptr) workspace = std::make_unique<Workspace>();
+  workspace->grow(model_, largest, members);
+  return workspace;
+}
+
+void Engine::give_back(std::unique_ptr<Workspace> workspace) {
+  const std::lock_guard<std::mutex> lock(idle_mutex_);
+  idle_.push_back(std::move(workspace));
+}
+
+void Engine::run_alone(const Batch& chunk, float* logits, float* first_token) {
+  std::unique_ptr<Workspace> workspace = take_workspace(chunk, 1);
+  Forward(model_, kernels_, *workspace).run(chunk, Member{}, logits, first_token);
+  give_back(std::move(workspace));
+}
+
+void Engine::run_together(ThreadPool& pool, const std::vector<Batch>& chunks, const Batch& batch, float* logits,
+                          float* first_token) {
+  const auto logits_of = [&](const Batch& chunk) { return logits + (chunk.offsets - batch.offsets) * config().labels; };
+  const auto first_token_of = [&](const Batch& chunk) {
+    return first_token + (chunk.offsets - batch.offsets) * config().hidden;
+  };
+  if (divides_well(chunks, pool.size())) {
+    std::vector<std::unique_ptr<Workspace>> workspaces;
+    for (int rank = 0; rank < pool.size(); ++rank) workspaces.push_back(take_workspace(batch.slice(0, 0), 1));
+    std::atomic<std::size_t> next{0};
+    std::atomic<bool> out_of_memory{false};
+    pool.run([&](int rank) {
+      Workspace& workspace = *workspaces[static_cast<std::size_t>(rank)];
+      try {
+        for (std::size_t i = next++; i < chunks.size(); i = next++) {
+          workspace.grow(model_, chunks[i], 1);
+          Forward(model_, kernels_, workspace).run(chunks[i], Member{}, logits_of(chunks[i]), first_token_of(chunks[i]));
+        }
+      } catch (const std::bad_alloc&) {
+        out_of_memory = true;
+      }
+    });
+    for (auto& workspace : workspaces) give_back(std::move(workspace));
+    if (out_of_memory) throw std::bad_alloc();
+    return;
+  }
+  for (const Batch& chunk : chunks) {
+    std::unique_ptr<Workspace> workspace = take_workspace(chunk, pool.size());
+    Barrier barrier(pool.size());
+    pool.run([&](int rank) {
+      Forward(model_, kernels_, *workspace)
+          .run(chunk, Member{rank, pool.size(), &barrier}, logits_of(chunk), first_token_of(chunk));
+    });
+    give_back(std::move(workspace));
+  }
+}
+
+void Engine::run(const Batch& batch, float* logits, float* first_token) {
+  check(batch);
+  const FloatEnvironment environment;
+  const std::vector<Batch> parts = chunks(batch);
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    if (threads_ > 1) {
+      // Other callers may hold the pool; then this thread goes on alone, and asks again after each chunk.
+      ThreadPool& shared = pool();
+      const std::unique_lock<ThreadPool> lock(shared, std::try_to_lock);
+      if (lock.owns_lock()) {
+        run_together(shared, std::vector<Batch>(parts.begin() + static_cast<std::ptrdiff_t>(i), parts.end()), batch,
+                     logits, first_token);
+        return;
+      }
+    }
+    const std::int64_t first = parts[i].offsets - batch.offsets;
+    run_alone(parts[i], logits + first * config().labels, first_token + first * config().hidden);
+  }
+}
+
+ChannelMaxima Engine::channel_maxima(const Batch& batch) {
+  check(batch);
+  const FloatEnvironment environment;
+  ChannelMaxima maxima;
+  for (const EncoderLayer& layer : model_.layers) {
+    for (const Linear* linear : {&layer.qkv, &layer.out, &layer.ffn1, &layer.ffn2}) {
+      maxima.emplace_back(static_cast<std::size_t>(linear->input.columns), 0.0f);
+    }
+  }
+  std::vector<float> logits(static_cast<std::size_t>(batch.texts * config().labels));
+  std::vector<float> first_token(static_cast<std::size_t>(batch.texts * config().hidden));
+  for (const Batch& chunk : chunks(batch)) {
+    std::unique_ptr<Workspace> workspace = take_workspace(chunk, 1);
+    Forward(model_, kernels_, *workspace, &maxima).run(chunk, Member{}, logits.data(), first_token.data());
+    give_back(std::move(workspace));
+  }
+  return maxima;
+}
+
+}  // namespace agnews_fast

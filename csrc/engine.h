@@ -1,0 +1,62 @@
+// One loaded model that any number of threads may run texts through at once.
+#pragma once
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "model/batch.h"
+#include "model/forward.h"
+#include "model/model.h"
+#include "runtime/mapped_file.h"
+#include "runtime/thread_pool.h"
+
+namespace agnews_fast {
+
+class Engine {
+ public:
+  // Maps the file and checks it. tensors: the file's header; threads >= 1: how many a call may use; isa: "" for the
+  // best. Throws ModelError, std::system_error or std::invalid_argument.
+  Engine(const std::string& path, const Config& config, std::map<std::string, TensorInfo> tensors, int threads,
+         const std::string& isa);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  const Config& config() const { return model_.config; }
+  const char* isa() const { return kernels_.name; }
+  int threads() const { return threads_; }
+
+  // Writes logits (texts, labels) and first_token (texts, hidden). The same bits for a text whatever else is in the
+  // batch and however many threads work on it. Throws std::invalid_argument if an id or a length is out of range.
+  void run(const Batch& batch, float* logits, float* first_token);
+
+  // The largest magnitude of each input channel of each Linear over a batch; what the quantiser splits channels by.
+  ChannelMaxima channel_maxima(const Batch& batch);
+
+ private:
+  struct Pool;  // a thread pool and the process it belongs to
+
+  void check(const Batch& batch) const;
+  std::vector<Batch> chunks(const Batch& batch) const;
+  void run_alone(const Batch& chunk, float* logits, float* first_token);
+  void run_together(ThreadPool& pool, const std::vector<Batch>& chunks, const Batch& batch, float* logits,
+                    float* first_token);
+  ThreadPool& pool();
+  std::unique_ptr<Workspace> take_workspace(const Batch& largest, int members);
+  void give_back(std::unique_ptr<Workspace> workspace);
+
+  MappedFile file_;
+  const Kernels& kernels_;
+  Model model_;
+  const int threads_;
+  std::atomic<Pool*> pool_{nullptr};
+  std::mutex idle_mutex_;
+  std::vector<std::unique_ptr<Workspace>> idle_;
+};
+
+}  // namespace agnews_fast

@@ -1,0 +1,111 @@
+// Sixteen virtual lanes as two AVX2 registers. See simd/rows.h for what each operation means.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace agnews_fast {
+namespace {
+
+// Lanes below n of a vector of 16: mask_words + 16 - n, for n in 0..16.
+alignas(64) constexpr std::int32_t kMaskWords[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                                     -1, -1, -1, -1, -1, 0,  0,  0,  0,  0,  0,
+                                                     0,  0,  0,  0,  0,  0,  0,  0,  0,  0};
+
+struct F32x16 {
+  static constexpr int kTileVectors = 1;  // 6 rows x 1 vector: 12 sums in 16 registers
+  __m256 low, high;
+
+  static F32x16 load(const float* p) { return {_mm256_load_ps(p), _mm256_load_ps(p + 8)}; }
+  static F32x16 broadcast(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+  static F32x16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+  static F32x16 from_i8(const std::int8_t* p) {
+    const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+  }
+  // float(sum - zero_point * column_sum), exact until the conversion rounds once.
+  static F32x16 from_products(const std::int32_t* sum, std::int32_t zero_point, const std::int32_t* column_sum) {
+    const auto half = [&](int i) {
+      const __m256i correction = _mm256_mullo_epi32(_mm256_set1_epi32(zero_point), load_i32(column_sum + i));
+      return _mm256_cvtepi32_ps(_mm256_sub_epi32(load_i32(sum + i), correction));
+    };
+    return {half(0), half(8)};
+  }
+  static __m256i load_i32(const std::int32_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+  void store(float* p) const {
+    _mm256_store_ps(p, low);
+    _mm256_store_ps(p + 8, high);
+  }
+
+  static const std::int32_t* mask(std::int64_t n) { return kMaskWords + 16 - (n < 16 ? n : 16); }
+  F32x16 first(std::int64_t n) const {
+    const float* m = reinterpret_cast<const float*>(mask(n));
+    return {_mm256_and_ps(low, _mm256_loadu_ps(m)), _mm256_and_ps(high, _mm256_loadu_ps(m + 8))};
+  }
+  F32x16 first_or(std::int64_t n, F32x16 other) const {
+    const float* m = reinterpret_cast<const float*>(mask(n));
+    return {_mm256_blendv_ps(other.low, low, _mm256_loadu_ps(m)),
+            _mm256_blendv_ps(other.high, high, _mm256_loadu_ps(m + 8))};
+  }
+
+  // The lane tree: 8, 4, 2, 1 apart.
+  float sum() const {
+    const __m256 eight = _mm256_add_ps(low, high);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+  float lowest() const {
+    const __m256 eight = _mm256_min_ps(low, high);
+    const __m128 four = _mm_min_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_min_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)));
+  }
+  float highest() const {
+    const __m256 eight = _mm256_max_ps(low, high);
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+  }
+
+  // Stores integral values in 0..255 as four 4-byte groups, `stride` bytes apart.
+  void store_levels(std::uint8_t* p, std::int64_t stride) const {
+    // 16-bit lanes after packs: 0-3 8-11 | 4-7 12-15; packus then leaves groups 0, 2 in the low half and 1, 3 above.
+    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(low), _mm256_cvtps_epi32(high));
+    const __m256i bytes = _mm256_packus_epi16(words, words);
+    const __m128i even = _mm256_castsi256_si128(bytes), odd = _mm256_extracti128_si256(bytes, 1);
+    const std::int32_t groups[4] = {_mm_cvtsi128_si32(even), _mm_cvtsi128_si32(odd), _mm_extract_epi32(even, 1),
+                                    _mm_extract_epi32(odd, 1)};
+    for (int i = 0; i < 4; ++i) std::memcpy(p + i * stride, groups + i, 4);
+  }
+};
+
+inline F32x16 operator+(F32x16 a, F32x16 b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+inline F32x16 operator-(F32x16 a, F32x16 b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
+inline F32x16 operator*(F32x16 a, F32x16 b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+}
+inline F32x16 min(F32x16 a, F32x16 b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
+inline F32x16 max(F32x16 a, F32x16 b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+inline F32x16 round(F32x16 a) {
+  constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(a.low, kMode), _mm256_round_ps(a.high, kMode)};
+}
+inline __m256 pow2(__m256 n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+}
+inline F32x16 pow2(F32x16 n) { return {pow2(n.low), pow2(n.high)}; }
+
+inline float round_scalar(float x) {
+  const __m128 v = _mm_set_ss(x);
+  return _mm_cvtss_f32(_mm_round_ss(v, v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline float sqrt_scalar(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
+
+}  // namespace
+}  // namespace agnews_fast

@@ -1,0 +1,110 @@
+// The contract of every kernel: what it computes, in which order, on which layout.
+//
+// The scalar kernels (scalar/) are the specification; every other instruction set must give the same bits. What makes
+// that possible:
+//   * integer sums are exact (the model file is checked for it), so their order does not matter;
+//   * a floating-point sum over a row goes through 16 virtual lanes: lane j adds the elements j, j + 16, j + 32, ... in
+//     that order, then lanes are added in pairs 8, 4, 2 and 1 apart ("the lane tree");
+//   * a floating-point matrix product is one fma chain per output, over k = 0, 1, 2, ...;
+//   * where the text below says fma it is one rounding, everywhere; all else is rounded operation by operation.
+//
+// Sizes count elements, never bytes. Rows of float matrices are padded with zeros to a multiple of kLanes and start on
+// 64-byte boundaries, so no kernel has a tail.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace agnews_fast {
+
+inline constexpr int kRowTile = 6;  // rows of activations that a GEMM tile holds
+inline constexpr int kPanel = 16;   // output columns of a packed weight panel
+inline constexpr int kGroup = 4;    // consecutive k that meet in one 32-bit lane
+inline constexpr int kLanes = 16;   // virtual lanes of a floating-point row sum
+inline constexpr int kMaxDepth = 8; // products added in 16 bits before they are widened; k is padded to kGroup * this
+inline constexpr int kKBlock = kGroup * kMaxDepth;
+
+// Below this a row's range is taken as zero: its reciprocal would overflow.
+inline constexpr float kSmallestRange = 1e-30f;
+
+// Rows of u8 activations, in tiles of kRowTile rows (the last tile has what is left): tile t starts at
+// data + 6 * t * k and is laid out [k / 4][rows of the tile][4]. value = (u8 - zero_point[row]) * scale[row].
+// At least 64 readable bytes follow the last tile.
+struct PackedRows {
+  const std::uint8_t* data;
+  const float* scale;              // (rows)
+  const std::int32_t* zero_point;  // (rows)
+  std::int64_t rows;
+  std::int64_t k;  // multiple of kKBlock
+};
+
+// int8 weights [n / 16][k / 4][16 columns][4], with what did not fit as exact integers:
+// weight(k, n) = (packed + sum of the outliers at (k, n)) * scale[n].
+// depth: how many consecutive groups of 4 k may be added in 16 bits (u8 x s8 pairs) without overflow; see
+// model/overflow.h for the proof obligation.
+struct PackedWeights {
+  const std::int8_t* data;
+  const float* scale;                    // (n)
+  const float* bias;                     // (n)
+  const std::int32_t* column_sum;        // (n): sum over k of the integer weights, outliers included
+  const std::int32_t* outlier_begin;     // (n / 16 + 1): the outliers of each panel in the three lists below
+  const std::int32_t* outlier_k;         // (outliers)
+  const std::int32_t* outlier_column;    // (outliers), 0..15 within the panel
+  const std::int32_t* outlier_value;     // (outliers), fits 16 bits
+  std::int64_t n;                        // multiple of kPanel
+  std::int64_t k;                        // multiple of kKBlock
+  int depth;                             // 4 or 8
+};
+
+// How float activations (x) become u8: v = x * inverse_divisor[column]; lo = min(0, v...), hi = max(0, v...);
+// scale = (hi - lo) / levels, inverse = levels / (hi - lo), zero_point = rint(-lo * inverse),
+// u8 = clamp(rint(fma(v, inverse, zero_point)), 0, levels). A range below kSmallestRange gives scale 0 and all zeros.
+// Slot columns + i of the packed row repeats slot split_channel[i]: a channel that is divided by d and stands in d
+// slots keeps its product with the weights, and no longer sets the row's range.
+struct Quantization {
+  const float* inverse_divisor;         // (columns)
+  const std::int32_t* split_channel;    // (splits)
+  std::int64_t columns;                 // multiple of kLanes
+  std::int64_t splits;                  // columns + splits <= k; slots past them are 0
+  std::int64_t k;                       // multiple of kKBlock
+  int levels;                           // 127 or 255
+};
+
+enum class Activation { kNone, kGelu, kRelu };
+
+// One instruction set. Pointers to float rows are 64-byte aligned, strides are multiples of kLanes.
+struct Kernels {
+  const char* name;
+  bool (*supported)();
+
+  // out[row][16 * panel + c] = activation(fma(float(acc - zero_point * column_sum), row scale * column scale, bias))
+  // for the panels [panel_begin, panel_end); acc is the exact int32 sum of u8 * weight over k.
+  // gelu(x) = x * (0.5 + t * P(t * t)), t = x clamped to +-kGeluClamp (kernels/polynomials.h).
+  // relu(x) = x > 0 ? x : 0.
+  void (*gemm)(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin, std::int64_t panel_end,
+               Activation activation, float* out, std::int64_t out_stride);
+
+  // Quantises `rows` <= kRowTile float rows into one packed tile of that many rows.
+  void (*quantize_tile)(const float* x, std::int64_t stride, std::int64_t rows, const Quantization& q,
+                        std::uint8_t* tile, float* scale, std::int32_t* zero_point);
+
+  // out = (v - mean) * rstd * gamma + beta with v = x + residual (v = x where residual is null), over `columns` values:
+  // mean = lane tree / columns; var = lane tree of fma(d, d, lane) / columns with d = v - mean;
+  // rstd = 1 / sqrt(var + epsilon); out = fma(d * rstd, gamma, beta). gamma and beta are zero-padded. out may be x.
+  void (*layer_norm)(const float* x, const float* residual, std::int64_t columns, const float* gamma, const float* beta,
+                     float epsilon, float* out);
+
+  // out[c] = fma(float(word[c]), word_scale, position[c]); columns is a multiple of kLanes.
+  void (*embed)(const std::int8_t* word, float word_scale, const float* position, std::int64_t columns, float* out);
+
+  // In place over n scores: exp(score - max); the padding up to a multiple of kLanes becomes 0. Returns 1 / lane tree.
+  float (*softmax)(float* scores, std::int64_t n);
+
+  // c[i][j] = scale[i] * (fma chain over k = 0.. of a[i][k] * b[k][j], from bias[j] or 0); n is a multiple of kLanes.
+  // scale and bias may be null; then nothing is multiplied or added.
+  void (*gemm_f32)(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride, std::int64_t m,
+                   std::int64_t n, std::int64_t k, const float* scale, const float* bias, float* c,
+                   std::int64_t c_stride);
+};
+
+}  // namespace agnews_fast

@@ -1,0 +1,22 @@
+// Coefficients shared by all instruction sets, evaluated by Horner's rule with fma, highest power first.
+#pragma once
+
+namespace agnews_fast {
+
+// exp(r) on |r| <= ln(2) / 2: minimax, relative error 1.9e-9 before rounding to float.
+// exp(x) = 2^n * P(x - n ln 2), n = rint(x * log2(e)); ln 2 in two parts so that n * ln 2 loses nothing (Cody & Waite).
+inline constexpr float kExp[] = {0.0013836845f, 0.008374816f, 0.041668225f, 0.1666642f, 0.4999999f, 1.0f, 1.0f};
+inline constexpr float kLog2E = 1.44269504f;
+inline constexpr float kLn2High = 0.693145752f;     // 0x1.62e4p-1: n * kLn2High is exact for |n| < 2^9
+inline constexpr float kLn2Low = 1.42860677e-06f;   // ln 2 - kLn2High
+inline constexpr float kExpLowest = -87.0f;         // below it exp is taken as exp(-87) = 1.6e-38, still a normal number
+
+// Phi(t) = 0.5 + t * P(2 t^2 / clamp^2 - 1), the normal distribution function on |t| <= clamp; the fit minimises the
+// error of t * Phi(t), 1.2e-6 at most in float; beyond the clamp Phi is 0 or 1 to within 1e-7.
+inline constexpr float kGeluClamp = 5.2f;
+inline constexpr float kGeluArgument = 0.0739645f;  // 2 / clamp^2
+inline constexpr float kGelu[] = {0.00086318917f, -0.0025093285f, 0.0028452694f, -0.003493933f, 0.0075628874f,
+                                  -0.013112095f,  0.018386222f,   -0.024590656f, 0.03190721f,   -0.03994164f,
+                                  0.050030187f,   -0.06774339f,   0.13594994f};
+
+}  // namespace agnews_fast

@@ -1,0 +1,165 @@
+// The specification: the plainest code that computes what kernels.h says. Compiled for the baseline machine.
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "kernels/polynomials.h"
+
+namespace agnews_fast {
+namespace {
+
+std::int64_t round_up(std::int64_t n, std::int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+float lane_tree(float* lanes) {
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
+  }
+  return lanes[0];
+}
+
+template <int N>
+float horner(const float (&coefficients)[N], float x) {
+  float sum = coefficients[0];
+  for (int i = 1; i < N; ++i) sum = std::fma(sum, x, coefficients[i]);
+  return sum;
+}
+
+float exp_nonpositive(float x) {
+  x = x > kExpLowest ? x : kExpLowest;
+  const float n = std::nearbyint(x * kLog2E);
+  float r = std::fma(n, -kLn2High, x);
+  r = std::fma(n, -kLn2Low, r);
+  const std::uint32_t bits = static_cast<std::uint32_t>(static_cast<std::int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return horner(kExp, r) * power;
+}
+
+float gelu(float x) {
+  float t = x < kGeluClamp ? x : kGeluClamp;
+  t = t > -kGeluClamp ? t : -kGeluClamp;
+  const float argument = std::fma(t * t, kGeluArgument, -1.0f);
+  return x * std::fma(t, horner(kGelu, argument), 0.5f);
+}
+
+float activate(Activation activation, float x) {
+  switch (activation) {
+    case Activation::kGelu: return gelu(x);
+    case Activation::kRelu: return x > 0.0f ? x : 0.0f;
+    case Activation::kNone: break;
+  }
+  return x;
+}
+
+void gemm(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin, std::int64_t panel_end,
+          Activation activation, float* out, std::int64_t out_stride) {
+  const auto size = static_cast<std::size_t>(w.k);
+  // Rows and columns laid out plainly, as 16-bit numbers: compilers turn the dot product below into SIMD.
+  std::vector<std::int16_t> rows(static_cast<std::size_t>(a.rows) * size), column(size);
+  for (std::int64_t row = 0; row < a.rows; ++row) {
+    const std::int64_t first = row / kRowTile * kRowTile;
+    const std::int64_t tile_rows = a.rows - first < kRowTile ? a.rows - first : kRowTile;
+    const std::uint8_t* tile = a.data + first * a.k + (row - first) * kGroup;
+    for (std::int64_t k = 0; k < w.k; ++k) rows[static_cast<std::size_t>(row * w.k + k)] = tile[k / kGroup * tile_rows * kGroup + k % kGroup];
+  }
+  for (std::int64_t n = panel_begin * kPanel; n < panel_end * kPanel; ++n) {
+    const std::int64_t panel = n / kPanel, c = n % kPanel;
+    const std::int8_t* packed = w.data + panel * kPanel * w.k + c * kGroup;
+    for (std::int64_t k = 0; k < w.k; ++k) column[static_cast<std::size_t>(k)] = packed[k / kGroup * kPanel * kGroup + k % kGroup];
+    for (std::int64_t row = 0; row < a.rows; ++row) {
+      const std::int16_t* activations = rows.data() + row * w.k;
+      const std::int16_t* weights = column.data();
+      std::int32_t acc = 0;
+      for (std::int64_t k = 0; k < w.k; ++k) acc += activations[k] * weights[k];
+      for (std::int32_t i = w.outlier_begin[panel]; i < w.outlier_begin[panel + 1]; ++i) {
+        if (w.outlier_column[i] == c) acc += activations[w.outlier_k[i]] * w.outlier_value[i];
+      }
+      const std::int32_t exact = acc - a.zero_point[row] * w.column_sum[n];
+      const float y = std::fma(static_cast<float>(exact), a.scale[row] * w.scale[n], w.bias[n]);
+      out[row * out_stride + n] = activate(activation, y);
+    }
+  }
+}
+
+void quantize_tile(const float* x, std::int64_t stride, std::int64_t rows, const Quantization& q, std::uint8_t* tile,
+                   float* scale, std::int32_t* zero_point) {
+  const auto slot = [&](std::int64_t row, std::int64_t k) -> std::uint8_t& {
+    return tile[k / kGroup * rows * kGroup + row * kGroup + k % kGroup];
+  };
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const float* values = x + row * stride;
+    float lo = 0.0f, hi = 0.0f;
+    for (std::int64_t c = 0; c < q.columns; ++c) {
+      const float v = values[c] * q.inverse_divisor[c];
+      lo = v < lo ? v : lo;
+      hi = v > hi ? v : hi;
+    }
+    const float levels = static_cast<float>(q.levels);
+    const float range = hi - lo;
+    const bool empty = !(range >= kSmallestRange);
+    const float inverse = empty ? 0.0f : levels / range;
+    const float zero = std::nearbyint(-lo * inverse);
+    scale[row] = empty ? 0.0f : range / levels;
+    zero_point[row] = static_cast<std::int32_t>(zero);
+    for (std::int64_t c = 0; c < q.columns; ++c) {
+      const float level = std::nearbyint(std::fma(values[c] * q.inverse_divisor[c], inverse, zero));
+      // A NaN compares false and becomes 0, as it does in the SIMD kernels.
+      slot(row, c) = static_cast<std::uint8_t>(level > 0.0f ? (level < levels ? level : levels) : 0.0f);
+    }
+    for (std::int64_t i = 0; i < q.splits; ++i) slot(row, q.columns + i) = slot(row, q.split_channel[i]);
+    for (std::int64_t k = q.columns + q.splits; k < q.k; ++k) slot(row, k) = 0;
+  }
+}
+
+void layer_norm(const float* x, const float* residual, std::int64_t columns, const float* gamma, const float* beta,
+                float epsilon, float* out) {
+  const auto value = [&](std::int64_t c) { return residual ? x[c] + residual[c] : x[c]; };
+  float sum[kLanes] = {}, squares[kLanes] = {};
+  for (std::int64_t c = 0; c < columns; ++c) sum[c % kLanes] += value(c);
+  const float count = static_cast<float>(columns);
+  const float mean = lane_tree(sum) / count;
+  for (std::int64_t c = 0; c < columns; ++c) {
+    const float d = value(c) - mean;
+    squares[c % kLanes] = std::fma(d, d, squares[c % kLanes]);
+  }
+  const float rstd = 1.0f / std::sqrt(lane_tree(squares) / count + epsilon);
+  for (std::int64_t c = 0; c < columns; ++c) out[c] = std::fma((value(c) - mean) * rstd, gamma[c], beta[c]);
+  for (std::int64_t c = columns; c < round_up(columns, kLanes); ++c) out[c] = 0.0f;
+}
+
+void embed(const std::int8_t* word, float word_scale, const float* position, std::int64_t columns, float* out) {
+  for (std::int64_t c = 0; c < columns; ++c) out[c] = std::fma(static_cast<float>(word[c]), word_scale, position[c]);
+}
+
+float softmax(float* scores, std::int64_t n) {
+  float highest = scores[0];
+  for (std::int64_t i = 1; i < n; ++i) highest = scores[i] > highest ? scores[i] : highest;
+  float sum[kLanes] = {};
+  for (std::int64_t i = 0; i < n; ++i) {
+    scores[i] = exp_nonpositive(scores[i] - highest);
+    sum[i % kLanes] += scores[i];
+  }
+  for (std::int64_t i = n; i < round_up(n, kLanes); ++i) scores[i] = 0.0f;
+  return 1.0f / lane_tree(sum);
+}
+
+void gemm_f32(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride, std::int64_t m,
+              std::int64_t n, std::int64_t k, const float* scale, const float* bias, float* c, std::int64_t c_stride) {
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t j = 0; j < n; ++j) {
+      float sum = bias ? bias[j] : 0.0f;
+      for (std::int64_t p = 0; p < k; ++p) sum = std::fma(a[i * a_stride + p], b[p * b_stride + j], sum);
+      c[i * c_stride + j] = scale ? scale[i] * sum : sum;
+    }
+  }
+}
+
+}  // namespace
+
+extern const Kernels kScalarKernels;
+const Kernels kScalarKernels = {
+    "scalar", [] { return true; }, gemm, quantize_tile, layer_norm, embed, softmax, gemm_f32,
+};
+
+}  // namespace agnews_fast

@@ -1,0 +1,59 @@
+// What follows the integer products of one GEMM tile, written once over F32x16 (see rows.h): outliers, zero-point
+// correction, scales, bias, activation.
+#pragma once
+
+#include "kernels/simd/rows.h"
+
+namespace agnews_fast {
+namespace {
+
+// One tile of R rows of a x one panel of w.
+struct GemmTile {
+  const std::uint8_t* activations;  // [k / 4][R][4]
+  const float* scale;               // (R)
+  const std::int32_t* zero_point;   // (R)
+  std::int64_t panel;
+  float* out;  // the tile's first output
+  std::int64_t out_stride;
+};
+
+template <int R>
+inline void gemm_epilogue(const GemmTile& tile, const PackedWeights& w, Activation activation,
+                          std::int32_t (&acc)[R][kPanel]) {
+  for (std::int32_t i = w.outlier_begin[tile.panel]; i < w.outlier_begin[tile.panel + 1]; ++i) {
+    const std::int32_t k = w.outlier_k[i], column = w.outlier_column[i], value = w.outlier_value[i];
+    const std::uint8_t* u = tile.activations + k / kGroup * (R * kGroup) + k % kGroup;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r][column] += u[r * kGroup] * value;
+  }
+  const std::int64_t column = tile.panel * kPanel;
+  const F32x16 column_scale = F32x16::load(w.scale + column), bias = F32x16::load(w.bias + column);
+  for (int r = 0; r < R; ++r) {
+    const F32x16 exact = F32x16::from_products(acc[r], tile.zero_point[r], w.column_sum + column);
+    F32x16 y = fma(exact, F32x16::broadcast(tile.scale[r]) * column_scale, bias);
+    if (activation == Activation::kGelu) y = gelu(y);
+    if (activation == Activation::kRelu) y = max(y, F32x16::zero());
+    y.store(tile.out + r * tile.out_stride);
+  }
+}
+
+// Calls tile_kernel<R>(tile) for every tile of rows; R is kRowTile but for the last.
+template <template <int> class Kernel, typename... Context>
+inline void for_each_row_tile(const PackedRows& a, std::int64_t panel, float* out, std::int64_t out_stride,
+                              const Context&... context) {
+  for (std::int64_t row = 0; row < a.rows; row += kRowTile) {
+    const GemmTile tile = {a.data + row * a.k, a.scale + row,          a.zero_point + row, panel,
+                           out + row * out_stride + panel * kPanel, out_stride};
+    switch (a.rows - row) {
+      case 1: Kernel<1>::run(tile, context...); break;
+      case 2: Kernel<2>::run(tile, context...); break;
+      case 3: Kernel<3>::run(tile, context...); break;
+      case 4: Kernel<4>::run(tile, context...); break;
+      case 5: Kernel<5>::run(tile, context...); break;
+      default: Kernel<kRowTile>::run(tile, context...);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace agnews_fast

@@ -1,0 +1,120 @@
+#include "model/model.h"
+
+#include <cmath>
+
+#include "model/error.h"
+#include "model/overflow.h"
+
+namespace agnews_fast {
+namespace {
+
+void check_size(const char* name, std::int64_t value, std::int64_t lowest, std::int64_t highest) {
+  if (value < lowest || value > highest) {
+    throw ModelError(std::string("config: expected ") + name + " from " + std::to_string(lowest) + " to " +
+                     std::to_string(highest) + ", got " + std::to_string(value));
+  }
+}
+
+LayerNorm take_norm(TensorTable& tensors, const std::string& name, std::int64_t columns) {
+  return {tensors.floats(name + ".gamma", {columns}), tensors.floats(name + ".beta", {columns})};
+}
+
+Linear take_linear(TensorTable& tensors, const std::string& name, std::int64_t inputs, std::int64_t outputs,
+                   const Config& config) {
+  const std::int64_t outliers = tensors.length(name + ".outlier_k");
+  const std::int64_t splits = tensors.length(name + ".split_channel");
+  if (splits < 0 || splits > inputs || outliers < 0 || outliers > inputs * outputs) {
+    throw ModelError(name + ": expected at most " + std::to_string(inputs) + " split channels, got " +
+                     std::to_string(splits) + ", or more outliers than weights (" + std::to_string(outliers) + ")");
+  }
+  const std::int64_t k = round_up(inputs + splits, kKBlock), panels = outputs / kPanel;
+
+  Linear linear = {};
+  linear.input.inverse_divisor = tensors.floats(name + ".inverse_divisor", {inputs});
+  linear.input.split_channel = tensors.int32s(name + ".split_channel", {splits});
+  linear.input.columns = inputs;
+  linear.input.splits = splits;
+  linear.input.k = k;
+  linear.input.levels = config.levels;
+  for (std::int64_t c = 0; c < inputs; ++c) {
+    const float x = linear.input.inverse_divisor[c];
+    if (!(x > 0.0f && x <= 1.0f)) {
+      throw ModelError(name + ".inverse_divisor[" + std::to_string(c) + "]: expected a value in (0, 1], got " +
+                       std::to_string(x));
+    }
+  }
+  for (std::int64_t i = 0; i < splits; ++i) {
+    const std::int32_t channel = linear.input.split_channel[i];
+    if (channel < 0 || channel >= inputs) {
+      throw ModelError(name + ".split_channel[" + std::to_string(i) + "]: expected 0 to " +
+                       std::to_string(inputs - 1) + ", got " + std::to_string(channel));
+    }
+  }
+
+  PackedWeights& w = linear.weights;
+  w.data = tensors.int8s(name + ".weight", {panels, k / kGroup, kPanel, kGroup});
+  w.scale = tensors.floats(name + ".scale", {outputs});
+  w.bias = tensors.floats(name + ".bias", {outputs});
+  w.column_sum = tensors.int32s(name + ".column_sum", {outputs});
+  w.outlier_begin = tensors.int32s(name + ".outlier_begin", {round_up(panels + 1, kLanes)});
+  w.outlier_k = tensors.int32s(name + ".outlier_k", {outliers});
+  w.outlier_column = tensors.int32s(name + ".outlier_column", {outliers});
+  w.outlier_value = tensors.int32s(name + ".outlier_value", {outliers});
+  w.n = outputs;
+  w.k = k;
+  w.depth = config.depth;
+  check_weights(w, outliers, config.levels, name + ".weight");
+  return linear;
+}
+
+}  // namespace
+
+void Config::check() const {
+  check_size("layers", layers, 1, 1000);
+  check_size("hidden", hidden, 1, 16384);
+  check_size("heads", heads, 1, hidden);
+  if (hidden % heads != 0) {
+    throw ModelError("config: expected hidden to be a multiple of heads, got " + std::to_string(hidden) + " and " +
+                     std::to_string(heads));
+  }
+  check_size("ffn", ffn, 1, 65536);
+  check_size("vocabulary", vocabulary, 1, 10000000);
+  check_size("positions", positions, 1, 65536);
+  check_size("labels", labels, 1, 65536);
+  if (levels != 127 && levels != 255) {
+    throw ModelError("config: expected levels 127 or 255, got " + std::to_string(levels));
+  }
+  if (depth != 4 && depth != 8) throw ModelError("config: expected depth 4 or 8, got " + std::to_string(depth));
+  if (!(std::isfinite(layer_norm_epsilon) && layer_norm_epsilon > 0.0f)) {
+    throw ModelError("config: expected a positive layer_norm_epsilon");
+  }
+}
+
+Model::Model(const Config& sizes, TensorTable& tensors) : config(sizes) {
+  config.check();
+  const std::int64_t hidden = config.padded_hidden();
+  word = tensors.int8s("embeddings.word", {round_up(config.vocabulary, kLanes), hidden});
+  word_scale = tensors.floats("embeddings.word_scale", {round_up(config.vocabulary, kLanes)});
+  position = tensors.floats("embeddings.position", {config.positions, hidden});
+  embedding_norm = take_norm(tensors, "embeddings.norm", hidden);
+  for (std::int64_t i = 0; i < config.layers; ++i) {
+    const std::string name = "layers." + std::to_string(i) + ".";
+    EncoderLayer layer = {};
+    layer.qkv = take_linear(tensors, name + "qkv", hidden, 3 * config.context(), config);
+    layer.out = take_linear(tensors, name + "out", config.context(), hidden, config);
+    layer.ffn1 = take_linear(tensors, name + "ffn1", hidden, config.padded_ffn(), config);
+    layer.ffn2 = take_linear(tensors, name + "ffn2", config.padded_ffn(), hidden, config);
+    layer.attention_norm = take_norm(tensors, name + "attention_norm", hidden);
+    layer.output_norm = take_norm(tensors, name + "output_norm", hidden);
+    std::size_t index = 4 * layers.size();
+    for (Linear* linear : {&layer.qkv, &layer.out, &layer.ffn1, &layer.ffn2}) linear->index = index++;
+    layers.push_back(layer);
+  }
+  pre_classifier = tensors.floats("pre_classifier.weight", {config.hidden, hidden});
+  pre_classifier_bias = tensors.floats("pre_classifier.bias", {hidden});
+  classifier = tensors.floats("classifier.weight", {config.hidden, config.padded_labels()});
+  classifier_bias = tensors.floats("classifier.bias", {config.padded_labels()});
+  tensors.expect_all_used();
+}
+
+}  // namespace agnews_fast

@@ -1,0 +1,86 @@
+#include "model/overflow.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+
+#include "model/error.h"
+
+namespace agnews_fast {
+namespace {
+
+constexpr int kPairs = kPanel * kGroup / 2;  // 16-bit lanes of one group of a panel
+
+[[noreturn]] void fail(const std::string& where, std::int64_t column, const std::string& what) {
+  throw ModelError(where + ", output column " + std::to_string(column) + ": " + what);
+}
+
+void check_outliers(const PackedWeights& w, std::int64_t outliers, const std::string& where) {
+  const std::int64_t panels = w.n / kPanel;
+  if (w.outlier_begin[0] != 0 || w.outlier_begin[panels] > outliers) {
+    throw ModelError(where + ": outlier_begin does not run from 0 to at most " + std::to_string(outliers));
+  }
+  for (std::int64_t panel = 0; panel < panels; ++panel) {
+    if (w.outlier_begin[panel] > w.outlier_begin[panel + 1]) {
+      throw ModelError(where + ": outlier_begin decreases at panel " + std::to_string(panel));
+    }
+  }
+  for (std::int64_t i = 0; i < outliers; ++i) {
+    if (w.outlier_k[i] < 0 || w.outlier_k[i] >= w.k || w.outlier_column[i] < 0 || w.outlier_column[i] >= kPanel ||
+        std::abs(static_cast<std::int64_t>(w.outlier_value[i])) > std::numeric_limits<std::int16_t>::max()) {
+      throw ModelError(where + ": outlier " + std::to_string(i) + " lies outside the matrix or is too large");
+    }
+  }
+}
+
+}  // namespace
+
+void check_weights(const PackedWeights& w, std::int64_t outliers, int levels, const std::string& where) {
+  check_outliers(w, outliers, where);
+  const std::int64_t limit16 = std::numeric_limits<std::int16_t>::max() / levels;
+  const std::int64_t limit32 = (std::int64_t{1} << 30) / levels;
+  for (std::int64_t panel = 0; panel < w.n / kPanel; ++panel) {
+    std::int64_t sums[kPanel] = {}, magnitudes[kPanel] = {};
+    const std::int8_t* weights = w.data + panel * kPanel * w.k;
+    std::int16_t lowest = 0;
+    for (std::int64_t group = 0; group < w.k / kGroup; group += w.depth) {
+      // Plain loops over fixed arrays of 16-bit values, which compilers turn into SIMD: this reads every weight.
+      std::int16_t sum[kPairs] = {}, magnitude[kPairs] = {};
+      for (int d = 0; d < w.depth; ++d, weights += kPanel * kGroup) {
+        for (int i = 0; i < kPairs; ++i) {
+          const std::int16_t a = weights[2 * i], b = weights[2 * i + 1];
+          sum[i] = static_cast<std::int16_t>(sum[i] + a + b);
+          magnitude[i] = static_cast<std::int16_t>(magnitude[i] + std::abs(a) + std::abs(b));
+          lowest = std::min({lowest, a, b});
+        }
+      }
+      for (int i = 0; i < kPairs; ++i) {
+        // positives = (magnitude + sum) / 2, -negatives = (magnitude - sum) / 2
+        const int worst = (magnitude[i] + std::abs(sum[i])) / 2;
+        if (worst > limit16) {
+          fail(where, panel * kPanel + i / 2,
+               "weights near k = " + std::to_string(group * kGroup) + " would overflow 16 bits (a window adds up to " +
+                   std::to_string(worst) + ", at most " + std::to_string(limit16) + " is allowed)");
+        }
+        sums[i / 2] += sum[i];
+        magnitudes[i / 2] += magnitude[i];
+      }
+    }
+    if (lowest < -127) fail(where, panel * kPanel, "a packed weight is -128; the least allowed is -127");
+    for (std::int32_t i = w.outlier_begin[panel]; i < w.outlier_begin[panel + 1]; ++i) {
+      sums[w.outlier_column[i]] += w.outlier_value[i];
+      magnitudes[w.outlier_column[i]] += std::abs(w.outlier_value[i]);
+    }
+    for (int c = 0; c < kPanel; ++c) {
+      const std::int64_t column = panel * kPanel + c;
+      if (magnitudes[c] > limit32) fail(where, column, "weights would overflow 32 bits");
+      if (sums[c] != w.column_sum[column]) {
+        fail(where, column,
+             "the weights add up to " + std::to_string(sums[c]) + ", but column_sum says " +
+                 std::to_string(w.column_sum[column]));
+      }
+    }
+  }
+}
+
+}  // namespace agnews_fast

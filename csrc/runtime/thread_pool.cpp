@@ -1,0 +1,65 @@
+#include "runtime/thread_pool.h"
+
+#include <pthread.h>
+
+#include <atomic>
+
+#include "runtime/float_environment.h"
+
+namespace agnews_fast {
+namespace {
+
+std::atomic<unsigned> forks{0};
+
+}  // namespace
+
+unsigned fork_generation() {
+  static const int registered = ::pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
+  static_cast<void>(registered);
+  return forks.load();
+}
+
+ThreadPool::ThreadPool(int size) {
+  for (int rank = 1; rank < size; ++rank) threads_.emplace_back([this, rank] { work(rank); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void ThreadPool::run(const std::function<void(int)>& task) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    task_ = &task;
+    running_ = static_cast<int>(threads_.size());
+    ++generation_;
+  }
+  wake_.notify_all();
+  task(0);
+  std::unique_lock<std::mutex> lock(mutex_);
+  done_.wait(lock, [this] { return running_ == 0; });
+  task_ = nullptr;
+}
+
+void ThreadPool::work(int rank) {
+  const FloatEnvironment environment;
+  unsigned seen = 0;
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    wake_.wait(lock, [&] { return stop_ || generation_ != seen; });
+    if (stop_) return;
+    seen = generation_;
+    const std::function<void(int)>& task = *task_;
+    lock.unlock();
+    task(rank);
+    lock.lock();
+    if (--running_ == 0) done_.notify_one();
+  }
+}
+
+}  // namespace agnews_fast

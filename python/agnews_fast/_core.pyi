@@ -1,0 +1,25 @@
+import numpy as np
+from numpy.typing import NDArray
+
+class ModelError(ValueError): ...
+
+def available_isas() -> list[str]: ...
+
+class Engine:
+    def __init__(
+        self,
+        path: str,
+        *,
+        config: dict[str, int | float | str],
+        tensors: dict[str, tuple[str, list[int], int, int]],
+        threads: int,
+        isa: str,
+    ) -> None: ...
+    def run(
+        self, ids: NDArray[np.int32], offsets: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+    def channel_maxima(self, ids: NDArray[np.int32], offsets: NDArray[np.int64]) -> list[NDArray[np.float32]]: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def threads(self) -> int: ...

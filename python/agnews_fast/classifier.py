@@ -1,0 +1,274 @@
+"""Classify texts with a quantised DistilBERT."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agnews_fast.cpu import usable_cpus
+from agnews_fast.engine import LoadedModel, load, pack_ids
+from agnews_fast.quantize import quantize
+from agnews_fast.tokenizer import TextEncoder
+
+PACKAGED_MODEL = Path(__file__).with_name("model.safetensors")
+
+# Texts that are tokenised and computed at a time: enough that every thread has work, few enough to bound memory.
+_BLOCK = 256
+
+Texts: TypeAlias = Iterable[str]
+Floats: TypeAlias = NDArray[np.float32]
+
+
+class Classifier:
+    """A DistilBERT sequence classifier on the CPU, in int8.
+
+    A text's result is the same, to the last bit, whatever other texts it comes with, in whatever order, on however many
+    threads and on whatever instruction set. Any number of Python threads may share one classifier; it survives ``fork``.
+
+    Args:
+        model: None for the packaged AG News model; the path of a model file made by `quantize`; or of a checkpoint
+            folder in Hugging Face layout, which is then quantised first (some seconds).
+        threads: CPUs that one call may use; None for all that this process may use (affinity, cgroup quota).
+        max_length: most tokens of a text that count, [CLS] and [SEP] included; None for all that the model can take.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``model``.
+        ModelError: what is there is no model, or is damaged.
+        ValueError: threads or max_length is out of range, or the environment variable ``AGNEWS_FAST_ISA`` names an
+            instruction set that is unknown or not supported by this CPU.
+        TypeError: an argument has the wrong type.
+
+    Example:
+        >>> from agnews_fast import Classifier
+        >>> classifier = Classifier(threads=1)
+        >>> classifier.predict("Oil prices soar to all-time record, posing new menace to US economy")
+        'Business'
+        >>> classifier.logits(["one text", "another text"]).shape
+        (2, 4)
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        threads: int | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        self._loaded: LoadedModel | None = None
+        if threads is None:
+            threads = usable_cpus()
+        _check_integer("threads", threads, 1, 1024)
+        path = PACKAGED_MODEL if model is None else Path(model)
+        if path.is_dir():
+            with tempfile.TemporaryDirectory() as folder:  # the mapping outlives the file's name
+                loaded = load(quantize(path, Path(folder) / "model.safetensors"), threads=threads)
+        else:
+            loaded = load(path, threads=threads)
+        positions: int = loaded.config["positions"]
+        if max_length is None:
+            max_length = positions
+        _check_integer("max_length", max_length, 2, positions)
+        self._path = path
+        self._encoder = TextEncoder(loaded.tokenizer_json, max_length)
+        self._loaded = loaded
+        self._labels = loaded.labels
+        self._isa = loaded.engine.isa
+        self._threads = threads
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes, in the order of the columns of `logits`."""
+        return list(self._labels)
+
+    @property
+    def classes_(self) -> NDArray[np.str_]:
+        """The same as an array, under scikit-learn's name."""
+        return np.array(self._labels)
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens of a text that count, [CLS] and [SEP] included."""
+        return self._encoder.max_length
+
+    @property
+    def threads(self) -> int:
+        """CPUs that one call may use."""
+        return self._threads
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use, one of `available_isas`."""
+        return self._isa
+
+    @property
+    def path(self) -> Path:
+        """The model file or checkpoint folder that this classifier was made from."""
+        return self._path
+
+    @overload
+    def predict(self, texts: str, *, truncation: bool = True) -> str: ...
+    @overload
+    def predict(self, texts: Texts, *, truncation: bool = True) -> list[str]: ...
+    def predict(self, texts: str | Texts, *, truncation: bool = True) -> str | list[str]:
+        """The most probable label of each text.
+
+        Args:
+            texts: one text, or any iterable of texts (list, tuple, NumPy array, pandas Series, generator).
+            truncation: cut texts of more than `max_length` tokens; otherwise they raise ValueError.
+
+        Returns:
+            A label for one text, a list of labels for several.
+
+        Raises:
+            TypeError: a text is not a ``str``; the message gives its index and type.
+            ValueError: a text is not valid Unicode, or too long while truncation is off; or the classifier is closed.
+        """
+        best = self.logits(texts, truncation=truncation).argmax(axis=-1)
+        if isinstance(texts, str):
+            return self._labels[int(best)]
+        return [self._labels[i] for i in best.tolist()]
+
+    def predict_iter(
+        self, texts: Texts, *, batch_size: int = _BLOCK, truncation: bool = True
+    ) -> Iterator[str]:
+        """Yield the label of each text, reading ``batch_size`` texts ahead: for streams of any length.
+
+        Raises:
+            TypeError, ValueError: as `predict`; indices count from the start of the stream.
+        """
+        _check_integer("batch_size", batch_size, 1, 2**31)
+        for logits, _ in self._blocks(self._several(texts), truncation, batch_size):
+            for i in logits.argmax(axis=-1).tolist():
+                yield self._labels[i]
+
+    def predict_proba(self, texts: str | Texts, *, truncation: bool = True) -> Floats:
+        """Softmax of `logits`, float32: (texts, labels), or (labels,) for one text. Arguments and errors as `predict`."""
+        logits = self.logits(texts, truncation=truncation).astype(np.float64)
+        exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
+        probabilities: Floats = (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(np.float32)
+        return probabilities
+
+    def logits(self, texts: str | Texts, *, truncation: bool = True) -> Floats:
+        """The model's output, float32: (texts, labels), or (labels,) for one text. Arguments and errors as `predict`."""
+        return self._compute(texts, truncation, 0)
+
+    def embed(self, texts: str | Texts, *, truncation: bool = True) -> Floats:
+        """The last hidden state of the first token, float32: (texts, hidden), or (hidden,) for one text.
+
+        Arguments and errors as `predict`. Not normalised.
+        """
+        return self._compute(texts, truncation, 1)
+
+    def logits_from_ids(self, ids: Sequence[Sequence[int]]) -> Floats:
+        """`logits` of texts that are already tokenised, special tokens included: float32 (texts, labels).
+
+        Raises:
+            ValueError: a text has no tokens or more than the model has positions, or an id is not in its vocabulary.
+        """
+        return _checked(self._open().engine.run(*pack_ids(ids))[0])
+
+    def __call__(
+        self, texts: str | Texts, *, truncation: bool = True
+    ) -> list[dict[str, str | float]]:
+        """Label and probability of each text, as a Hugging Face pipeline gives them. Arguments and errors as `predict`.
+
+        Example:
+            >>> Classifier(threads=1)("Stocks fell on Wall Street")[0]["label"]
+            'Business'
+        """
+        probabilities = np.atleast_2d(self.predict_proba(texts, truncation=truncation))
+        best = probabilities.argmax(axis=-1).tolist()
+        return [{"label": self._labels[i], "score": float(row[i])} for i, row in zip(best, probabilities, strict=True)]
+
+    def close(self) -> None:
+        """Free the model and its threads, once calls in other threads have ended. Closing twice is harmless."""
+        self._loaded = None
+
+    def __enter__(self) -> Classifier:
+        self._open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "" if self._loaded is not None else ", closed"
+        return (
+            f"Classifier({str(self._path)!r}, labels={self._labels}, max_length={self.max_length}, "
+            f"threads={self._threads}, isa={self._isa!r}{state})"
+        )
+
+    def __reduce__(self) -> Any:
+        return _unpickle, (None if self._path == PACKAGED_MODEL else self._path, self._threads, self.max_length)
+
+    def _open(self) -> LoadedModel:
+        loaded = self._loaded
+        if loaded is None:
+            raise ValueError("the classifier is closed")
+        return loaded
+
+    def _several(self, texts: Texts) -> Texts:
+        self._open()
+        if isinstance(texts, (str, bytes, bytearray, Mapping)) or not isinstance(texts, Iterable):
+            raise TypeError(f"texts: expected an iterable of str, got {type(texts).__name__}")
+        if isinstance(texts, np.ndarray) and texts.ndim != 1:
+            raise TypeError(f"texts: expected one dimension, got an array of shape {texts.shape}")
+        return texts
+
+    def _compute(self, texts: str | Texts, truncation: bool, output: int) -> Floats:
+        loaded = self._open()
+        if isinstance(texts, str):
+            ids = self._encode(texts, "text", truncation)
+            return _checked(loaded.engine.run(*pack_ids([ids]))[output][0])
+        blocks = [block[output] for block in self._blocks(self._several(texts), truncation, _BLOCK)]
+        if not blocks:
+            return np.zeros((0, loaded.config[("labels", "hidden")[output]]), np.float32)
+        return np.concatenate(blocks)
+
+    def _blocks(self, texts: Texts, truncation: bool, size: int) -> Iterator[tuple[Floats, Floats]]:
+        """Logits and first-token states of ``size`` texts at a time."""
+        engine = self._open().engine
+        remaining = enumerate(texts)
+        while ids := [self._encode(text, f"texts[{i}]", truncation) for i, text in islice(remaining, size)]:
+            logits, first_token = engine.run(*pack_ids(ids))
+            yield _checked(logits), first_token
+
+    def _encode(self, text: str, where: str, truncation: bool) -> list[int]:
+        if not isinstance(text, str):
+            raise TypeError(f"{where}: expected str, got {type(text).__name__}")
+        try:
+            return self._encoder.encode(text, truncation=truncation)
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{where}: expected valid Unicode, got the lone surrogate U+{ord(text[error.start]):04X} "
+                f"at position {error.start}"
+            ) from None
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
+
+def _checked(values: Floats) -> Floats:
+    if not np.isfinite(values).all():
+        raise ValueError("the model's output is not finite: its weights lead to values beyond float32")
+    return values
+
+
+def _check_integer(name: str, value: object, lowest: int, highest: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if not lowest <= value <= highest:
+        raise ValueError(f"{name}: expected {lowest} to {highest}, got {value}")
+
+
+def _unpickle(model: Path | None, threads: int, max_length: int) -> Classifier:
+    return Classifier(model, threads=threads, max_length=max_length)

@@ -1,0 +1,381 @@
+"""Quantise a DistilBERT checkpoint to int8, once, into a file that the core maps.
+
+The scheme (why, and what it costs and gives, is in csrc/README.md):
+
+* activations are quantised per token at run time, to 0..``levels``;
+* a weight row's scale comes from its root mean square, not from its largest value: a few rows of BERT-like models hold
+  single weights 55 times the rest, which would crush them. What then lies outside -127..127, or would overflow 16-bit
+  sums of ``depth`` products, is kept as an exact integer in a sparse list (FBGEMM's acc16 does this for speed:
+  Khudia et al. 2021, arXiv:2101.05615);
+* a few input channels are far larger than the rest and would set the scale of the whole activation row. Such a channel
+  is divided by d and stands in d places of the row, each with the same weights (the outlier channel splitting of Zhao
+  et al. 2019, arXiv:1901.09504), which leaves the product as it was. Which channels, the quantised model
+  itself tells, run over pseudo-random tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from agnews_fast._core import ModelError
+from agnews_fast.engine import load, pack_ids
+from agnews_fast.model_file import Header, read_float_tensor, read_header, write_model
+from agnews_fast.tokenizer import read_tokenizer
+
+_PANEL = 16  # as in csrc/kernels/kernels.h
+_GROUP = 4
+_K_BLOCK = 32
+
+_RMS_RANGE = 7.0  # a weight of so many root mean squares becomes 127
+_SPLIT_SLOTS = 32  # places added to a row for split channels
+_LINEARS = ("qkv", "out", "ffn1", "ffn2")
+_CALIBRATION_TEXTS = 64
+_CALIBRATION_TOKENS = 64
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int32]
+
+
+def quantize(
+    checkpoint: str | os.PathLike[str], out: str | os.PathLike[str], *, levels: int = 127, depth: int = 8
+) -> Path:
+    """Quantise a ``DistilBertForSequenceClassification`` checkpoint into one model file.
+
+    Args:
+        checkpoint: folder in Hugging Face layout: ``config.json``, ``tokenizer.json`` (or ``vocab.txt``), and
+            ``model.safetensors`` or shards with ``model.safetensors.index.json``; float16, bfloat16 or float32.
+        out: the file to write. The same checkpoint gives the same bytes.
+        levels: largest quantised activation, 127 or 255. 255 halves the rounding of activations, but more weights
+            overflow the 16-bit sums and go to the sparse list.
+        depth: how many products the AVX2 kernel adds in 16 bits, 4 or 8. 8 is faster.
+
+    Returns:
+        The path of the file written.
+
+    Raises:
+        FileNotFoundError: the folder, or a shard that its index names, does not exist.
+        ModelError: the checkpoint is of another architecture, or a tensor is missing, has a wrong shape or dtype, or is
+            not finite.
+        ValueError: levels or depth is none of the values above.
+
+    Example:
+        >>> quantize("checkpoint", "model.safetensors")  # doctest: +SKIP
+        PosixPath('model.safetensors')
+    """
+    if levels not in (127, 255):
+        raise ValueError(f"levels: expected 127 or 255, got {levels!r}")
+    if depth not in (4, 8):
+        raise ValueError(f"depth: expected 4 or 8, got {depth!r}")
+    source = Checkpoint(Path(checkpoint))
+    config = source.config | {"levels": levels, "depth": depth}
+    metadata = {
+        "config": json.dumps(config, sort_keys=True),
+        "label_names": json.dumps(source.labels, ensure_ascii=False),
+        "tokenizer": source.tokenizer,
+        "source_sha256": source.sha256,
+        "scheme": f"u8 activations 0..{levels} per row, int8 weights per column, outliers and split channels exact",
+    }
+    out = Path(out)
+    tensors = _unquantised_tensors(source)
+    with tempfile.TemporaryDirectory() as folder:
+        first = Path(folder) / "unsplit.safetensors"
+        write_model(first, metadata, tensors | _quantised_tensors(source, config, maxima=None))
+        maxima = _channel_maxima(first, source.tokenizer)
+    write_model(out, metadata, tensors | _quantised_tensors(source, config, maxima))
+    return out
+
+
+class Checkpoint:
+    """A checkpoint folder: its sizes, labels, tokenizer, and tensors by name (float32, read when asked for)."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: expected a checkpoint folder")
+        self.folder = folder
+        described = self._read_config()
+        self.config: dict[str, int | float | str] = {
+            "layers": described["n_layers"],
+            "hidden": described["dim"],
+            "heads": described["n_heads"],
+            "ffn": described["hidden_dim"],
+            "vocabulary": described["vocab_size"],
+            "positions": described["max_position_embeddings"],
+            "activation": described["activation"],
+            "layer_norm_epsilon": 1e-12,  # fixed in DistilBERT's code
+        }
+        self.labels = self._read_labels(described)
+        self.config["labels"] = len(self.labels)
+        self._tensors = self._find_tensors()
+        self.tokenizer = read_tokenizer(folder)
+        tokens = Tokenizer.from_str(self.tokenizer).get_vocab_size()
+        if tokens > described["vocab_size"]:
+            raise ModelError(
+                f"{folder}: the tokenizer has {tokens} tokens, the model only {described['vocab_size']} embeddings"
+            )
+
+    def _read_config(self) -> dict[str, Any]:
+        path = self.folder / "config.json"
+        if not path.exists():
+            raise ModelError(f"{self.folder}: expected config.json")
+        try:
+            described = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise ModelError(f"{path}: no JSON ({error})") from None
+        if not isinstance(described, dict):
+            raise ModelError(f"{path}: expected a JSON object, got {type(described).__name__}")
+        expected = "DistilBertForSequenceClassification"
+        architectures = described.get("architectures") or [expected]
+        if described.get("model_type", "distilbert") != "distilbert" or architectures != [expected]:
+            raise ModelError(
+                f"{path}: expected architecture {expected}, got {described.get('architectures')} "
+                f"(model_type {described.get('model_type')!r})"
+            )
+        described.setdefault("activation", "gelu")
+        if described["activation"] not in ("gelu", "relu"):
+            raise ModelError(f"{path}: activation: expected 'gelu' or 'relu', got {described['activation']!r}")
+        for key in ("n_layers", "dim", "n_heads", "hidden_dim", "vocab_size", "max_position_embeddings"):
+            value = described.get(key)
+            if type(value) is not int or value < 1:
+                raise ModelError(f"{path}: {key}: expected a positive integer, got {value!r}")
+        if described["dim"] % described["n_heads"]:
+            raise ModelError(
+                f"{path}: expected dim to be a multiple of n_heads, got {described['dim']} and {described['n_heads']}"
+            )
+        return described
+
+    def _read_labels(self, described: dict[str, Any]) -> list[str]:
+        names = described.get("id2label")
+        if names is None:
+            return [f"LABEL_{i}" for i in range(int(described.get("num_labels", 2)))]
+        try:
+            return [str(names[str(i)]) for i in range(len(names))]
+        except (KeyError, TypeError):
+            raise ModelError(f"{self.folder / 'config.json'}: id2label: expected names for 0, 1, ...") from None
+
+    def _find_tensors(self) -> dict[str, Header]:
+        index = self.folder / "model.safetensors.index.json"
+        single = self.folder / "model.safetensors"
+        if single.exists():
+            files = [single]
+        elif index.exists():
+            try:
+                files = sorted({self.folder / str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+            except (ValueError, KeyError, AttributeError) as error:
+                raise ModelError(f"{index}: expected a weight_map ({error!r})") from None
+        else:
+            raise ModelError(f"{self.folder}: expected model.safetensors or model.safetensors.index.json")
+        headers = [read_header(file) for file in files]
+        digest = hashlib.sha256()
+        for path in [self.folder / "config.json", *files]:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest() if hasattr(hashlib, "file_digest") else
+                              hashlib.sha256(file.read()).digest())
+        self.sha256 = digest.hexdigest()
+        return {name: header for header in headers for name in header.tensors}
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Floats:
+        """One tensor; raises ModelError if it is missing or has another shape."""
+        if name not in self._tensors:
+            raise ModelError(f"{self.folder}: tensor '{name}' is missing")
+        found = self._tensors[name].tensors[name].shape
+        if found != shape:
+            raise ModelError(f"{self.folder}: tensor '{name}': expected shape {shape}, got {found}")
+        return read_float_tensor(self._tensors[name], name)
+
+    def linear(self, name: str, outputs: int, inputs: int) -> tuple[Floats, Floats]:
+        """Weight (outputs, inputs) and bias (outputs,)."""
+        return self.tensor(f"{name}.weight", (outputs, inputs)), self.tensor(f"{name}.bias", (outputs,))
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _pad(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    return np.pad(array, [(0, to - size) for size, to in zip(array.shape, shape, strict=True)])
+
+
+def _unquantised_tensors(source: Checkpoint) -> dict[str, NDArray[Any]]:
+    """Embeddings (words in int8, one scale a row), norms and the classification head."""
+    config: Mapping[str, Any] = source.config
+    hidden, padded = config["hidden"], _round_up(config["hidden"], _PANEL)
+    labels = _round_up(config["labels"], _PANEL)
+    rows = _round_up(config["vocabulary"], _PANEL)
+
+    word = source.tensor("distilbert.embeddings.word_embeddings.weight", (config["vocabulary"], hidden))
+    scale = np.abs(word).max(axis=1) / np.float32(127)
+    scale[scale == 0] = 1
+    position = source.tensor("distilbert.embeddings.position_embeddings.weight", (config["positions"], hidden))
+    tensors: dict[str, NDArray[Any]] = {
+        "embeddings.word": _pad(np.rint(word / scale[:, None]).astype(np.int8), (rows, padded)),
+        "embeddings.word_scale": _pad(scale, (rows,)),
+        "embeddings.position": _pad(position, (config["positions"], padded)),
+    }
+
+    def norm(name: str, source_name: str) -> None:
+        for mine, theirs in (("gamma", "weight"), ("beta", "bias")):
+            tensors[f"{name}.{mine}"] = _pad(source.tensor(f"{source_name}.{theirs}", (hidden,)), (padded,))
+
+    norm("embeddings.norm", "distilbert.embeddings.LayerNorm")
+    for i in range(config["layers"]):
+        layer = f"distilbert.transformer.layer.{i}"
+        norm(f"layers.{i}.attention_norm", f"{layer}.sa_layer_norm")
+        norm(f"layers.{i}.output_norm", f"{layer}.output_layer_norm")
+    for name, outputs, columns in (("pre_classifier", hidden, padded), ("classifier", config["labels"], labels)):
+        weight, bias = source.linear(name, outputs, hidden)
+        tensors[f"{name}.weight"] = _pad(np.ascontiguousarray(weight.T), (hidden, columns))
+        tensors[f"{name}.bias"] = _pad(bias, (columns,))
+    return tensors
+
+
+def _quantised_tensors(
+    source: Checkpoint, config: Mapping[str, Any], maxima: list[Floats] | None
+) -> dict[str, NDArray[Any]]:
+    """Every matrix of the encoder. maxima: the largest input of each channel of each, or None to split nothing."""
+    tensors: dict[str, NDArray[Any]] = {}
+    for i in range(config["layers"]):
+        for j, name in enumerate(_LINEARS):
+            weight, bias = _encoder_matrix(source, i, name)
+            splits = _no_splits(weight.shape[1]) if maxima is None else _splits(name, maxima[len(_LINEARS) * i + j])
+            for part, array in _quantise_matrix(weight, bias, splits, config["levels"], config["depth"]).items():
+                tensors[f"layers.{i}.{name}.{part}"] = array
+    return tensors
+
+
+def _encoder_matrix(source: Checkpoint, layer: int, name: str) -> tuple[Floats, Floats]:
+    """Weight (outputs, inputs) and bias (outputs,) as the core lays them out: padded, heads one by one, q scaled."""
+    config: Mapping[str, Any] = source.config
+    hidden, heads = config["hidden"], config["heads"]
+    head = hidden // heads
+    padded_head, padded_hidden = _round_up(head, _PANEL), _round_up(hidden, _PANEL)
+    padded_ffn = _round_up(config["ffn"], _PANEL)
+    prefix = f"distilbert.transformer.layer.{layer}"
+    if name == "qkv":
+        weights, biases = [], []
+        for part in "qkv":
+            weight, bias = source.linear(f"{prefix}.attention.{part}_lin", hidden, hidden)
+            if part == "q":
+                weight, bias = weight / np.float32(np.sqrt(head)), bias / np.float32(np.sqrt(head))
+            weights.append(_pad(weight.reshape(heads, head, hidden), (heads, padded_head, padded_hidden)))
+            biases.append(_pad(bias.reshape(heads, head), (heads, padded_head)))
+        return np.concatenate(weights).reshape(-1, padded_hidden), np.concatenate(biases).reshape(-1)
+    if name == "out":
+        weight, bias = source.linear(f"{prefix}.attention.out_lin", hidden, hidden)
+        by_head = _pad(weight.reshape(hidden, heads, head), (padded_hidden, heads, padded_head))
+        return by_head.reshape(padded_hidden, -1), _pad(bias, (padded_hidden,))
+    if name == "ffn1":
+        weight, bias = source.linear(f"{prefix}.ffn.lin1", config["ffn"], hidden)
+        return _pad(weight, (padded_ffn, padded_hidden)), _pad(bias, (padded_ffn,))
+    weight, bias = source.linear(f"{prefix}.ffn.lin2", hidden, config["ffn"])
+    return _pad(weight, (padded_hidden, padded_ffn)), _pad(bias, (padded_hidden,))
+
+
+Splits = tuple[Integers, Floats]  # channels that the added slots repeat; 1 / divisor of every channel
+
+
+def _no_splits(inputs: int) -> Splits:
+    return np.zeros(0, np.int32), np.ones(inputs, np.float32)
+
+
+def _splits(name: str, maxima: Floats) -> Splits:
+    """Divide the largest channels until the slots are used up; what remains sets the rows' range.
+
+    The attention's output has no channels that stand out, and gets only what padding gives for nothing.
+    """
+    slots = _round_up(len(maxima), _K_BLOCK) - len(maxima) + (0 if name == "out" else _SPLIT_SLOTS)
+    divisor = np.ones(len(maxima), np.float32)
+    channels = np.zeros(slots, np.int32)
+    for slot in range(slots):
+        channels[slot] = int(np.argmax(maxima / divisor))
+        divisor[channels[slot]] += 1
+    return channels, np.float32(1) / divisor
+
+
+def _quantise_matrix(weight: Floats, bias: Floats, splits: Splits, levels: int, depth: int) -> dict[str, NDArray[Any]]:
+    channels, inverse_divisor = splits
+    outputs = weight.shape[0]
+    scale = _row_scales(weight)
+    integers = np.rint(weight / scale[:, None]).astype(np.int32)
+    integers = np.concatenate([integers, integers[:, channels]], axis=1)
+    k = _round_up(integers.shape[1], _K_BLOCK)
+    integers = _pad(integers, (outputs, k))
+    dense = _fit(integers, (2**15 - 1) // levels, depth)
+
+    panels = outputs // _PANEL
+    row, position = np.nonzero(integers != dense)
+    order = np.lexsort((position, row // _PANEL))
+    row, position = row[order], position[order]
+    begin = np.searchsorted(row // _PANEL, np.arange(_round_up(panels + 1, _PANEL))).astype(np.int32)
+    padded = (_round_up(len(row), _PANEL),)
+    packed = dense.astype(np.int8).reshape(panels, _PANEL, k // _GROUP, _GROUP).transpose(0, 2, 1, 3)
+    return {
+        "weight": np.ascontiguousarray(packed),
+        "scale": scale,
+        "bias": bias,
+        "column_sum": integers.sum(axis=1, dtype=np.int32),
+        "outlier_begin": begin,
+        "outlier_k": _pad(position.astype(np.int32), padded),
+        "outlier_column": _pad((row % _PANEL).astype(np.int32), padded),
+        "outlier_value": _pad((integers - dense)[row, position], padded),
+        "inverse_divisor": inverse_divisor,
+        "split_channel": channels,
+    }
+
+
+def _row_scales(weight: Floats) -> Floats:
+    """One scale an output row: _RMS_RANGE times its root mean square becomes 127.
+
+    That is coarser than the largest value needs in most rows (3.8 times the root mean square in BERT-like models), and
+    has to be: with less room the 16-bit sums would overflow so often that the sparse list grows to 5 % of the weights.
+    """
+    # In float64 and rounded once, so that the order in which NumPy adds does not show.
+    rms = np.sqrt(np.square(weight, dtype=np.float64).mean(axis=1))
+    largest = np.abs(weight).max(axis=1).astype(np.float64)
+    scale = np.maximum(_RMS_RANGE * rms / 127, largest / (2**15 - 1))  # outliers are 16-bit
+    return np.where(scale < 1e-30, 1.0, scale).astype(np.float32)
+
+
+def _fit(integers: Integers, limit: int, depth: int) -> Integers:
+    """The integers with 0 wherever one is not int8 or would let a 16-bit sum of ``depth`` products overflow.
+
+    A window is the 2 * depth weights that meet in one 16-bit lane: neighbours 2p, 2p + 1 of each of depth consecutive
+    groups of four. Neither its positive nor its negative weights may add up to more than ``limit``.
+    """
+    dense = np.where(np.abs(integers) > 127, 0, integers).astype(np.int16)
+    outputs, k = dense.shape
+    windows = dense.reshape(outputs, k // (_GROUP * depth), depth, 2, 2).transpose(0, 1, 3, 2, 4)
+    flat = np.ascontiguousarray(windows).reshape(-1, 2 * depth)
+    for sign in (np.int16(1), np.int16(-1)):
+        while True:
+            over = np.flatnonzero(np.maximum(flat * sign, 0).sum(axis=1) > limit)
+            if len(over) == 0:
+                break
+            flat[over, np.argmax(flat[over] * sign, axis=1)] = 0
+    shape = (outputs, k // (_GROUP * depth), 2, depth, 2)
+    return flat.reshape(shape).transpose(0, 1, 3, 2, 4).reshape(outputs, k).astype(np.int32)
+
+
+def _channel_maxima(model: Path, tokenizer_json: str) -> list[Floats]:
+    """The largest input of every channel, over texts of pseudo-random tokens between the special ones.
+
+    The channels that stand out do so for any text. The core computes them, with the same bits on every machine.
+    """
+    loaded = load(model, threads=1)
+    vocabulary, positions = loaded.config["vocabulary"], loaded.config["positions"]
+    special = Tokenizer.from_str(tokenizer_json).encode("").ids
+    body = max(0, min(_CALIBRATION_TOKENS, positions) - len(special))
+    # Knuth's multiplicative hash: evenly spread, and the same everywhere for ever.
+    numbers = np.arange(1, _CALIBRATION_TEXTS * body + 1, dtype=np.uint64) * np.uint64(2654435761) % np.uint64(2**32)
+    tokens = (numbers * np.uint64(vocabulary) >> np.uint64(32)).reshape(_CALIBRATION_TEXTS, body).tolist()
+    texts = [(special[:1] + text + special[1:])[:positions] or [0] for text in tokens]
+    return loaded.engine.channel_maxima(*pack_ids(texts))
