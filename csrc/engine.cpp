@@ -176,23 +176,33 @@ void Engine::run(const Batch& batch, float* logits, float* first_token) {
   }
 }
 
-ChannelMaxima Engine::channel_maxima(const Batch& batch) {
+void Engine::observe(const Batch& batch, const Observer& observer) {
   check(batch);
   const FloatEnvironment environment;
+  std::vector<float> logits(static_cast<std::size_t>(batch.texts * config().labels));
+  std::vector<float> first_token(static_cast<std::size_t>(batch.texts * config().hidden));
+  for (const Batch& chunk : chunks(batch)) {
+    std::unique_ptr<Workspace> workspace = take_workspace(chunk, 1);
+    Forward(model_, kernels_, *workspace, observer).run(chunk, Member{}, logits.data(), first_token.data());
+    give_back(std::move(workspace));
+  }
+}
+
+ChannelMaxima Engine::channel_maxima(const Batch& batch) {
   ChannelMaxima maxima;
   for (const EncoderLayer& layer : model_.layers) {
     for (const Linear* linear : {&layer.qkv, &layer.out, &layer.ffn1, &layer.ffn2}) {
       maxima.emplace_back(static_cast<std::size_t>(linear->input.columns), 0.0f);
     }
   }
-  std::vector<float> logits(static_cast<std::size_t>(batch.texts * config().labels));
-  std::vector<float> first_token(static_cast<std::size_t>(batch.texts * config().hidden));
-  for (const Batch& chunk : chunks(batch)) {
-    std::unique_ptr<Workspace> workspace = take_workspace(chunk, 1);
-    Forward(model_, kernels_, *workspace, &maxima).run(chunk, Member{}, logits.data(), first_token.data());
-    give_back(std::move(workspace));
-  }
+  observe(batch, {.maxima = &maxima});
   return maxima;
+}
+
+std::array<double, kStages> Engine::stage_seconds(const Batch& batch) {
+  std::array<double, kStages> seconds = {};
+  observe(batch, {.seconds = &seconds});
+  return seconds;
 }
 
 }  // namespace agnews_fast

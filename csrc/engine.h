@@ -1,6 +1,7 @@
 // One loaded model that any number of threads may run texts through at once.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <map>
 #include <memory>
@@ -38,12 +39,16 @@ class Engine {
   // The largest magnitude of each input channel of each Linear over a batch; what the quantiser splits channels by.
   ChannelMaxima channel_maxima(const Batch& batch);
 
+  // Seconds that each Stage takes for a batch, on this thread alone.
+  std::array<double, kStages> stage_seconds(const Batch& batch);
+
  private:
   struct Pool;  // a thread pool and the process it belongs to
 
   void check(const Batch& batch) const;
   std::vector<Batch> chunks(const Batch& batch) const;
   void run_alone(const Batch& chunk, float* logits, float* first_token);
+  void observe(const Batch& batch, const Observer& observer);
   void run_together(ThreadPool& pool, const std::vector<Batch>& chunks, const Batch& batch, float* logits,
                     float* first_token);
   ThreadPool& pool();

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -65,6 +66,18 @@ py::list channel_maxima(Engine& engine, const Array<std::int32_t>& ids, const Ar
   return arrays;
 }
 
+py::dict stage_seconds(Engine& engine, const Array<std::int32_t>& ids, const Array<std::int64_t>& offsets) {
+  const Batch batch = batch_of(ids, offsets);
+  std::array<double, agnews_fast::kStages> seconds = {};
+  {
+    const py::gil_scoped_release release;
+    seconds = engine.stage_seconds(batch);
+  }
+  py::dict named;
+  for (std::size_t i = 0; i < seconds.size(); ++i) named[agnews_fast::kStageNames[i]] = seconds[i];
+  return named;
+}
+
 Activation activation_of(const std::string& name) {
   if (name == "gelu") return Activation::kGelu;
   if (name == "relu") return Activation::kRelu;
@@ -119,6 +132,7 @@ PYBIND11_MODULE(_core, m) {
            py::arg("path"), py::kw_only(), py::arg("config"), py::arg("tensors"), py::arg("threads"), py::arg("isa"))
       .def("run", &run, py::arg("ids"), py::arg("offsets"))
       .def("channel_maxima", &channel_maxima, py::arg("ids"), py::arg("offsets"))
+      .def("stage_seconds", &stage_seconds, py::arg("ids"), py::arg("offsets"))
       .def_property_readonly("isa", &Engine::isa)
       .def_property_readonly("threads", &Engine::threads);
 }

@@ -88,17 +88,19 @@ struct Kernels {
   void (*quantize_tile)(const float* x, std::int64_t stride, std::int64_t rows, const Quantization& q,
                         std::uint8_t* tile, float* scale, std::int32_t* zero_point);
 
-  // out = (v - mean) * rstd * gamma + beta with v = x + residual (v = x where residual is null), over `columns` values:
-  // mean = lane tree / columns; var = lane tree of fma(d, d, lane) / columns with d = v - mean;
-  // rstd = 1 / sqrt(var + epsilon); out = fma(d * rstd, gamma, beta). gamma and beta are zero-padded. out may be x.
-  void (*layer_norm)(const float* x, const float* residual, std::int64_t columns, const float* gamma, const float* beta,
-                     float epsilon, float* out);
+  // For each of `rows` rows: out = (v - mean) * rstd * gamma + beta with v = x + residual (v = x where residual is null),
+  // over `columns` values: mean = lane tree / columns; var = lane tree of fma(d, d, lane) / columns with d = v - mean;
+  // rstd = 1 / sqrt(var + epsilon); out = fma(d * rstd, gamma, beta). gamma and beta are zero-padded. x, residual and
+  // out have rows `stride` apart; out may be x or residual.
+  void (*layer_norm)(const float* x, const float* residual, std::int64_t stride, std::int64_t rows,
+                     std::int64_t columns, const float* gamma, const float* beta, float epsilon, float* out);
 
   // out[c] = fma(float(word[c]), word_scale, position[c]); columns is a multiple of kLanes.
   void (*embed)(const std::int8_t* word, float word_scale, const float* position, std::int64_t columns, float* out);
 
-  // In place over n scores: exp(score - max); the padding up to a multiple of kLanes becomes 0. Returns 1 / lane tree.
-  float (*softmax)(float* scores, std::int64_t n);
+  // In place over the n scores of each of `rows` rows: exp(score - max); the padding up to a multiple of kLanes becomes
+  // 0. inverse_sum[row] = 1 / lane tree.
+  void (*softmax)(float* scores, std::int64_t stride, std::int64_t rows, std::int64_t n, float* inverse_sum);
 
   // c[i][j] = scale[i] * (fma chain over k = 0.. of a[i][k] * b[k][j], from bias[j] or 0); n is a multiple of kLanes.
   // scale and bias may be null; then nothing is multiplied or added.

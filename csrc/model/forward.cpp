@@ -1,6 +1,7 @@
 #include "model/forward.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 
@@ -22,6 +23,24 @@ PackedRows packed(Rows& x, std::int64_t k) {
 PackedRows block(const PackedRows& x, std::int64_t begin, std::int64_t rows) {
   return {x.data + begin * x.k, x.scale + begin, x.zero_point + begin, rows, x.k};
 }
+
+// Adds the time it lives to a stage, if somebody asked for that.
+class StageTimer {
+ public:
+  StageTimer(const Observer& observer, Stage stage)
+      : total_(observer.seconds == nullptr ? nullptr : &(*observer.seconds)[static_cast<std::size_t>(stage)]) {
+    if (total_ != nullptr) start_ = std::chrono::steady_clock::now();
+  }
+  ~StageTimer() {
+    if (total_ != nullptr) *total_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+  StageTimer(const StageTimer&) = delete;
+  StageTimer& operator=(const StageTimer&) = delete;
+
+ private:
+  double* total_;
+  std::chrono::steady_clock::time_point start_;
+};
 
 Range row_tiles(const Member& member, std::int64_t rows) {
   const Range tiles = member.share((rows + kRowTile - 1) / kRowTile);
@@ -80,6 +99,7 @@ void Forward::run(const Batch& batch, const Member& member, float* logits, float
 }
 
 void Forward::embed(const Batch& batch, const Member& member) {
+  const StageTimer timer(observer_, Stage::kEmbeddings);
   const std::int64_t hidden = model_.config.padded_hidden();
   const LayerNorm& norm = model_.embedding_norm;
   const std::int64_t first = batch.offsets[0];
@@ -89,10 +109,12 @@ void Forward::embed(const Batch& batch, const Member& member) {
     while (batch.offsets[text + 1] - first <= row) ++text;
     const std::int64_t position = row - (batch.offsets[text] - first);
     const std::int32_t id = batch.ids[first + row];
-    float* x = ws_.tokens.hidden.data() + row * hidden;  // (hidden)
-    kernels_.embed(model_.word + id * hidden, model_.word_scale[id], model_.position + position * hidden, hidden, x);
-    kernels_.layer_norm(x, nullptr, model_.config.hidden, norm.gamma, norm.beta, model_.config.layer_norm_epsilon, x);
+    kernels_.embed(model_.word + id * hidden, model_.word_scale[id], model_.position + position * hidden, hidden,
+                   ws_.tokens.hidden.data() + row * hidden);
   }
+  float* x = ws_.tokens.hidden.data() + rows.begin * hidden;
+  kernels_.layer_norm(x, nullptr, hidden, rows.end - rows.begin, model_.config.hidden, norm.gamma, norm.beta,
+                      model_.config.layer_norm_epsilon, x);
 }
 
 void Forward::encoder_layer(const EncoderLayer& layer, const Batch& batch, const Member& member, bool last) {
@@ -104,10 +126,10 @@ void Forward::encoder_layer(const EncoderLayer& layer, const Batch& batch, const
   if (last) {
     take_firsts(batch, member);
     quantize_hidden(x, layer.qkv, member);
-    project(layer.qkv, packed(x, layer.qkv.input.k), member, {0, query_panels}, Activation::kNone, x.qkv.data(),
+    project(Stage::kQkv, layer.qkv, packed(x, layer.qkv.input.k), member, {0, query_panels}, Activation::kNone, x.qkv.data(),
             qkv_stride());
   }
-  project(layer.qkv, packed(tokens, layer.qkv.input.k), member, {query_panels, panels}, Activation::kNone,
+  project(Stage::kQkv, layer.qkv, packed(tokens, layer.qkv.input.k), member, {query_panels, panels}, Activation::kNone,
           tokens.qkv.data(), qkv_stride());
   member.barrier();
 
@@ -116,7 +138,7 @@ void Forward::encoder_layer(const EncoderLayer& layer, const Batch& batch, const
   quantize(x.qkv.data(), qkv_stride(), x.rows, layer.out, member, x.packed.data(), x.scale.data(),
            x.zero_point.data());
   member.barrier();
-  project(layer.out, packed(x, layer.out.input.k), member, {0, layer.out.weights.n / kPanel}, Activation::kNone,
+  project(Stage::kOut, layer.out, packed(x, layer.out.input.k), member, {0, layer.out.weights.n / kPanel}, Activation::kNone,
           x.projected.data(), model_.config.padded_hidden());
   member.barrier();
   add_norm(layer.attention_norm, member, x);
@@ -140,13 +162,14 @@ void Forward::take_firsts(const Batch& batch, const Member& member) {
 
 void Forward::quantize(const float* x, std::int64_t stride, std::int64_t rows, const Linear& linear,
                        const Member& member, std::uint8_t* packed, float* scale, std::int32_t* zero_point) {
+  const StageTimer timer(observer_, Stage::kQuantize);
   const Range share = row_tiles(member, rows);
   for (std::int64_t row = share.begin; row < share.end; row += kRowTile) {
     kernels_.quantize_tile(x + row * stride, stride, std::min<std::int64_t>(kRowTile, rows - row), linear.input,
                            packed + row * linear.input.k, scale + row, zero_point + row);
   }
-  if (maxima_ != nullptr) {
-    std::vector<float>& most = (*maxima_)[linear.index];
+  if (observer_.maxima != nullptr) {
+    std::vector<float>& most = (*observer_.maxima)[linear.index];
     for (std::int64_t row = 0; row < rows; ++row) {
       for (std::int64_t c = 0; c < linear.input.columns; ++c) {
         most[static_cast<std::size_t>(c)] = std::max(most[static_cast<std::size_t>(c)], std::fabs(x[row * stride + c]));
@@ -161,13 +184,15 @@ void Forward::quantize_hidden(Rows& x, const Linear& linear, const Member& membe
   member.barrier();
 }
 
-void Forward::project(const Linear& linear, const PackedRows& x, const Member& member, Range panels,
+void Forward::project(Stage stage, const Linear& linear, const PackedRows& x, const Member& member, Range panels,
                       Activation activation, float* out, std::int64_t out_stride) {
+  const StageTimer timer(observer_, stage);
   const Range share = member.share(panels.end - panels.begin);
   kernels_.gemm(x, linear.weights, panels.begin + share.begin, panels.begin + share.end, activation, out, out_stride);
 }
 
 void Forward::attention(const Batch& batch, const Member& member, Rows& queries, bool first_only) {
+  const StageTimer timer(observer_, Stage::kAttention);
   const Config& config = model_.config;
   const std::int64_t head_size = config.head(), stride = qkv_stride();
   Workspace::Attention& scratch = ws_.attention[static_cast<std::size_t>(member.rank)];
@@ -193,7 +218,7 @@ void Forward::attention(const Batch& batch, const Member& member, Rows& queries,
       // q (rows, head), scores (rows, padded tokens); the context takes the place of q.
       float* q = queries.qkv.data() + (first_query + begin) * stride + head * head_size;
       kernels_.gemm_f32(q, stride, keys, padded, rows, padded, head_size, nullptr, nullptr, scores, padded);
-      for (std::int64_t r = 0; r < rows; ++r) inverse_sum[r] = kernels_.softmax(scores + r * padded, tokens);
+      kernels_.softmax(scores, padded, rows, tokens, inverse_sum);
       kernels_.gemm_f32(scores, padded, v, stride, rows, head_size, tokens, inverse_sum, nullptr, q, stride);
     }
   }
@@ -203,7 +228,7 @@ void Forward::feed_forward(const EncoderLayer& layer, const Member& member, Rows
   const std::int64_t ffn = model_.config.padded_ffn(), hidden = model_.config.padded_hidden();
   for (std::int64_t begin = 0; begin < x.rows; begin += kFfnRows) {
     const std::int64_t rows = std::min(kFfnRows, x.rows - begin);
-    project(layer.ffn1, block(packed(x, layer.ffn1.input.k), begin, rows), member, {0, layer.ffn1.weights.n / kPanel},
+    project(Stage::kFfn1, layer.ffn1, block(packed(x, layer.ffn1.input.k), begin, rows), member, {0, layer.ffn1.weights.n / kPanel},
             model_.config.activation, ws_.inner.data(), ffn);
     member.barrier();
     quantize(ws_.inner.data(), ffn, rows, layer.ffn2, member, ws_.inner_packed.data(), ws_.inner_scale.data(),
@@ -211,23 +236,23 @@ void Forward::feed_forward(const EncoderLayer& layer, const Member& member, Rows
     member.barrier();
     const PackedRows inner = {ws_.inner_packed.data(), ws_.inner_scale.data(), ws_.inner_zero_point.data(), rows,
                               layer.ffn2.input.k};
-    project(layer.ffn2, inner, member, {0, layer.ffn2.weights.n / kPanel}, Activation::kNone,
+    project(Stage::kFfn2, layer.ffn2, inner, member, {0, layer.ffn2.weights.n / kPanel}, Activation::kNone,
             x.projected.data() + begin * hidden, hidden);
     member.barrier();
   }
 }
 
 void Forward::add_norm(const LayerNorm& norm, const Member& member, Rows& x) {
+  const StageTimer timer(observer_, Stage::kLayerNorm);
   const std::int64_t hidden = model_.config.padded_hidden();
   const Range rows = row_tiles(member, x.rows);
-  for (std::int64_t row = rows.begin; row < rows.end; ++row) {
-    float* residual = x.hidden.data() + row * hidden;
-    kernels_.layer_norm(x.projected.data() + row * hidden, residual, model_.config.hidden, norm.gamma, norm.beta,
-                        model_.config.layer_norm_epsilon, residual);
-  }
+  float* residual = x.hidden.data() + rows.begin * hidden;
+  kernels_.layer_norm(x.projected.data() + rows.begin * hidden, residual, hidden, rows.end - rows.begin,
+                      model_.config.hidden, norm.gamma, norm.beta, model_.config.layer_norm_epsilon, residual);
 }
 
 void Forward::head(const Batch& batch, const Member& member, float* logits, float* first_token) {
+  const StageTimer timer(observer_, Stage::kHead);
   const Config& config = model_.config;
   const std::int64_t hidden = config.padded_hidden(), labels = config.padded_labels();
   const Range texts = row_tiles(member, batch.texts);

@@ -1,7 +1,9 @@
 // The forward pass of one packed batch: ids -> embeddings -> encoder layers -> head.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <iterator>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -50,11 +52,21 @@ inline constexpr std::int64_t kQueryRows = 48;  // queries scored at a time, a m
 // The largest magnitude seen in each input channel of each Linear, by Linear::index.
 using ChannelMaxima = std::vector<std::vector<float>>;
 
+enum class Stage { kEmbeddings, kQuantize, kQkv, kAttention, kOut, kFfn1, kFfn2, kLayerNorm, kHead };
+inline constexpr const char* kStageNames[] = {"embeddings", "quantize", "qkv",        "attention", "out",
+                                              "ffn1+gelu",  "ffn2",     "layer_norm", "head"};
+inline constexpr std::size_t kStages = std::size(kStageNames);
+
+// What a forward pass tells about itself, beside its results; for teams of one.
+struct Observer {
+  ChannelMaxima* maxima = nullptr;
+  std::array<double, kStages>* seconds = nullptr;  // added to
+};
+
 class Forward {
  public:
-  // maxima may be null; otherwise it is updated (by teams of one only).
-  Forward(const Model& model, const Kernels& kernels, Workspace& workspace, ChannelMaxima* maxima = nullptr)
-      : model_(model), kernels_(kernels), ws_(workspace), maxima_(maxima) {}
+  Forward(const Model& model, const Kernels& kernels, Workspace& workspace, Observer observer = {})
+      : model_(model), kernels_(kernels), ws_(workspace), observer_(observer) {}
 
   // Writes logits (texts, labels) and first_token (texts, hidden), the last hidden state of each text's first token.
   // All members of the team call it with the same batch; the workspace has been grown for it.
@@ -66,7 +78,7 @@ class Forward {
   void quantize(const float* x, std::int64_t stride, std::int64_t rows, const Linear& linear, const Member& member,
                 std::uint8_t* packed, float* scale, std::int32_t* zero_point);
   void quantize_hidden(Rows& x, const Linear& linear, const Member& member);
-  void project(const Linear& linear, const PackedRows& x, const Member& member, Range panels, Activation activation,
+  void project(Stage stage, const Linear& linear, const PackedRows& x, const Member& member, Range panels, Activation activation,
                float* out, std::int64_t out_stride);
   void attention(const Batch& batch, const Member& member, Rows& queries, bool first_only);
   void feed_forward(const EncoderLayer& layer, const Member& member, Rows& x);
@@ -79,7 +91,7 @@ class Forward {
   const Model& model_;
   const Kernels& kernels_;
   Workspace& ws_;
-  ChannelMaxima* maxima_;
+  Observer observer_;
 };
 
 }  // namespace agnews_fast

@@ -71,15 +71,11 @@ struct F32x16 {
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
   }
 
-  // Stores integral values in 0..255 as four 4-byte groups, `stride` bytes apart.
-  void store_levels(std::uint8_t* p, std::int64_t stride) const {
-    // 16-bit lanes after packs: 0-3 8-11 | 4-7 12-15; packus then leaves groups 0, 2 in the low half and 1, 3 above.
+  __m128i to_u8() const {
+    // 16-bit lanes after packs: 0-3 8-11 | 4-7 12-15; packus then leaves bytes 0-3 8-11 in the low half, the rest above.
     const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(low), _mm256_cvtps_epi32(high));
     const __m256i bytes = _mm256_packus_epi16(words, words);
-    const __m128i even = _mm256_castsi256_si128(bytes), odd = _mm256_extracti128_si256(bytes, 1);
-    const std::int32_t groups[4] = {_mm_cvtsi128_si32(even), _mm_cvtsi128_si32(odd), _mm_extract_epi32(even, 1),
-                                    _mm_extract_epi32(odd, 1)};
-    for (int i = 0; i < 4; ++i) std::memcpy(p + i * stride, groups + i, 4);
+    return _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
   }
 };
 

@@ -40,12 +40,8 @@ struct F32x16 {
   float lowest() const { return _mm512_reduce_min_ps(lanes); }
   float highest() const { return _mm512_reduce_max_ps(lanes); }
 
-  // Stores integral values in 0..255 as four 4-byte groups, `stride` bytes apart.
-  void store_levels(std::uint8_t* p, std::int64_t stride) const {
-    const __m128i bytes = _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(lanes));
-    const std::int32_t groups[4] = {_mm_cvtsi128_si32(bytes), _mm_extract_epi32(bytes, 1), _mm_extract_epi32(bytes, 2),
-                                    _mm_extract_epi32(bytes, 3)};
-    for (int i = 0; i < 4; ++i) std::memcpy(p + i * stride, groups + i, 4);
+  __m128i to_u8() const {
+    return _mm512_cvtusepi32_epi8(_mm512_max_epi32(_mm512_cvtps_epi32(lanes), _mm512_setzero_si512()));
   }
 };
 

@@ -112,8 +112,8 @@ void quantize_tile(const float* x, std::int64_t stride, std::int64_t rows, const
   }
 }
 
-void layer_norm(const float* x, const float* residual, std::int64_t columns, const float* gamma, const float* beta,
-                float epsilon, float* out) {
+void layer_norm_row(const float* x, const float* residual, std::int64_t columns, const float* gamma, const float* beta,
+                    float epsilon, float* out) {
   const auto value = [&](std::int64_t c) { return residual ? x[c] + residual[c] : x[c]; };
   float sum[kLanes] = {}, squares[kLanes] = {};
   for (std::int64_t c = 0; c < columns; ++c) sum[c % kLanes] += value(c);
@@ -128,11 +128,19 @@ void layer_norm(const float* x, const float* residual, std::int64_t columns, con
   for (std::int64_t c = columns; c < round_up(columns, kLanes); ++c) out[c] = 0.0f;
 }
 
+void layer_norm(const float* x, const float* residual, std::int64_t stride, std::int64_t rows, std::int64_t columns,
+                const float* gamma, const float* beta, float epsilon, float* out) {
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const std::int64_t at = row * stride;
+    layer_norm_row(x + at, residual ? residual + at : nullptr, columns, gamma, beta, epsilon, out + at);
+  }
+}
+
 void embed(const std::int8_t* word, float word_scale, const float* position, std::int64_t columns, float* out) {
   for (std::int64_t c = 0; c < columns; ++c) out[c] = std::fma(static_cast<float>(word[c]), word_scale, position[c]);
 }
 
-float softmax(float* scores, std::int64_t n) {
+float softmax_row(float* scores, std::int64_t n) {
   float highest = scores[0];
   for (std::int64_t i = 1; i < n; ++i) highest = scores[i] > highest ? scores[i] : highest;
   float sum[kLanes] = {};
@@ -142,6 +150,10 @@ float softmax(float* scores, std::int64_t n) {
   }
   for (std::int64_t i = n; i < round_up(n, kLanes); ++i) scores[i] = 0.0f;
   return 1.0f / lane_tree(sum);
+}
+
+void softmax(float* scores, std::int64_t stride, std::int64_t rows, std::int64_t n, float* inverse_sum) {
+  for (std::int64_t row = 0; row < rows; ++row) inverse_sum[row] = softmax_row(scores + row * stride, n);
 }
 
 void gemm_f32(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride, std::int64_t m,

@@ -5,8 +5,10 @@
 // F32x16 offers: load, store, broadcast, zero; + - *; fma(a, b, c) = a * b + c; min(a, b) = a < b ? a : b;
 // max(a, b) = a > b ? a : b; round (to nearest even); pow2 (2^n of integral floats); first(n) (the value in lanes below
 // n, 0 above); first_or(n, other); sum, lowest, highest (across lanes; sum in the order of the lane tree); from_i8;
-// from_products (see gemm_epilogue.h); store_levels (see quantize_tile).
+// from_products (see gemm_epilogue.h); to_u8 (rounded to nearest, saturated to 0..255).
 #pragma once
+
+#include <cstring>
 
 #include "kernels/kernels.h"
 #include "kernels/polynomials.h"
@@ -37,12 +39,39 @@ inline F32x16 gelu(F32x16 x) {
   return x * fma(t, horner(kGelu, argument), F32x16::broadcast(0.5f));
 }
 
-void quantize_tile(const float* x, std::int64_t stride, std::int64_t rows, const Quantization& q, std::uint8_t* tile,
-                   float* scale, std::int32_t* zero_point) {
+// Stores 16 levels of each of R rows into a tile: group g of row r at p + (g * R + r) * 4.
+template <int R>
+inline void store_levels(const __m128i (&rows)[R], std::uint8_t* p) {
+  if constexpr (R == kRowTile) {
+    // Transposed as 4 x 4 groups: rows 0-3 give 16 bytes to each group, rows 4 and 5 the 8 bytes behind them.
+    const __m128i low01 = _mm_unpacklo_epi32(rows[0], rows[1]), high01 = _mm_unpackhi_epi32(rows[0], rows[1]);
+    const __m128i low23 = _mm_unpacklo_epi32(rows[2], rows[3]), high23 = _mm_unpackhi_epi32(rows[2], rows[3]);
+    const __m128i low45 = _mm_unpacklo_epi32(rows[4], rows[5]), high45 = _mm_unpackhi_epi32(rows[4], rows[5]);
+    const __m128i first[4] = {_mm_unpacklo_epi64(low01, low23), _mm_unpackhi_epi64(low01, low23),
+                              _mm_unpacklo_epi64(high01, high23), _mm_unpackhi_epi64(high01, high23)};
+    const __m128i last[4] = {low45, _mm_unpackhi_epi64(low45, low45), high45, _mm_unpackhi_epi64(high45, high45)};
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p + g * R * kGroup), first[g]);
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(p + g * R * kGroup + 16), last[g]);
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      std::int32_t groups[4];
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(groups), rows[r]);
+      for (int g = 0; g < 4; ++g) std::memcpy(p + (g * R + r) * kGroup, groups + g, kGroup);
+    }
+  }
+}
+
+template <int R>
+void quantize_rows(const float* x, std::int64_t stride, const Quantization& q, std::uint8_t* tile, float* scale,
+                   std::int32_t* zero_point) {
   const float levels = static_cast<float>(q.levels);
-  const std::int64_t group_stride = rows * kGroup;
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const float* values = x + row * stride;
+  float inverse[R], zero[R];
+  for (int r = 0; r < R; ++r) {
+    const float* values = x + r * stride;
     F32x16 lo = F32x16::zero(), hi = F32x16::zero();
     for (std::int64_t c = 0; c < q.columns; c += kLanes) {
       const F32x16 v = F32x16::load(values + c) * F32x16::load(q.inverse_divisor + c);
@@ -52,50 +81,97 @@ void quantize_tile(const float* x, std::int64_t stride, std::int64_t rows, const
     const float lowest = lo.lowest();
     const float range = hi.highest() - lowest;
     const bool empty = !(range >= kSmallestRange);
-    const float inverse = empty ? 0.0f : levels / range;
-    const float zero = round_scalar(-lowest * inverse);
-    scale[row] = empty ? 0.0f : range / levels;
-    zero_point[row] = static_cast<std::int32_t>(zero);
-    std::uint8_t* bytes = tile + row * kGroup;
-    for (std::int64_t c = 0; c < q.columns; c += kLanes) {
-      const F32x16 v = F32x16::load(values + c) * F32x16::load(q.inverse_divisor + c);
-      const F32x16 level = round(fma(v, F32x16::broadcast(inverse), F32x16::broadcast(zero)));
-      // max first: it turns a NaN into 0, as the specification does.
-      const F32x16 clamped = min(max(level, F32x16::zero()), F32x16::broadcast(levels));
-      clamped.store_levels(bytes + c / kGroup * group_stride, group_stride);
+    inverse[r] = empty ? 0.0f : levels / range;
+    zero[r] = round_scalar(-lowest * inverse[r]);
+    scale[r] = empty ? 0.0f : range / levels;
+    zero_point[r] = static_cast<std::int32_t>(zero[r]);
+  }
+  const __m128i highest = _mm_set1_epi8(static_cast<char>(q.levels));
+  for (std::int64_t c = 0; c < q.columns; c += kLanes) {
+    const F32x16 divisor = F32x16::load(q.inverse_divisor + c);
+    __m128i level[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const F32x16 v = F32x16::load(x + r * stride + c) * divisor;
+      // Conversion rounds to nearest; saturation clamps at 0 (a NaN converts to the least integer) and 255.
+      level[r] = _mm_min_epu8(fma(v, F32x16::broadcast(inverse[r]), F32x16::broadcast(zero[r])).to_u8(), highest);
     }
-    std::int64_t k = q.columns;
-    for (std::int64_t i = 0; i < q.splits; ++i, ++k) {
-      const std::int64_t from = q.split_channel[i];
-      bytes[k / kGroup * group_stride + k % kGroup] = bytes[from / kGroup * group_stride + from % kGroup];
-    }
-    for (; k < q.k; ++k) bytes[k / kGroup * group_stride + k % kGroup] = 0;
+    store_levels<R>(level, tile + c * R);
+  }
+  std::int64_t k = q.columns;
+  const auto slot = [&](std::int64_t at) { return tile + at / kGroup * (R * kGroup) + at % kGroup; };
+  for (std::int64_t i = 0; i < q.splits; ++i, ++k) {
+    const std::uint8_t* from = slot(q.split_channel[i]);
+    std::uint8_t* to = slot(k);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) to[r * kGroup] = from[r * kGroup];
+  }
+  for (; k < q.k; ++k) {
+    for (int r = 0; r < R; ++r) slot(k)[r * kGroup] = 0;
   }
 }
 
-void layer_norm(const float* x, const float* residual, std::int64_t columns, const float* gamma, const float* beta,
-                float epsilon, float* out) {
-  const auto value = [&](std::int64_t c) {
-    const F32x16 v = F32x16::load(x + c);
-    return residual ? v + F32x16::load(residual + c) : v;
+void quantize_tile(const float* x, std::int64_t stride, std::int64_t rows, const Quantization& q, std::uint8_t* tile,
+                   float* scale, std::int32_t* zero_point) {
+  constexpr decltype(&quantize_rows<1>) kRows[] = {nullptr,          quantize_rows<1>, quantize_rows<2>,
+                                                   quantize_rows<3>, quantize_rows<4>, quantize_rows<5>,
+                                                   quantize_rows<6>};
+  kRows[rows](x, stride, q, tile, scale, zero_point);
+}
+
+// R rows at once: their sums are chains of dependent additions, which hide each other's latency.
+template <int R>
+inline void layer_norm_rows(const float* x, const float* residual, std::int64_t stride, std::int64_t columns,
+                            const float* gamma, const float* beta, float epsilon, float* out) {
+  const auto value = [&](int r, std::int64_t c) {
+    const F32x16 v = F32x16::load(x + r * stride + c);
+    return residual ? v + F32x16::load(residual + r * stride + c) : v;
   };
   const float count = static_cast<float>(columns);
-  F32x16 sum = F32x16::zero(), squares = F32x16::zero();
-  for (std::int64_t c = 0; c < columns; c += kLanes) sum = sum + value(c);  // the padding holds zeros
-  const float mean = sum.sum() / count;
-  const F32x16 means = F32x16::broadcast(mean);
+  F32x16 sum[R], squares[R], mean[R], rstd[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) sum[r] = squares[r] = F32x16::zero();
+  for (std::int64_t c = 0; c < columns; c += kLanes) {  // the padding holds zeros
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) sum[r] = sum[r] + value(r, c);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) mean[r] = F32x16::broadcast(sum[r].sum() / count);
   const std::int64_t whole = columns / kLanes * kLanes;
   for (std::int64_t c = 0; c < whole; c += kLanes) {
-    const F32x16 d = value(c) - means;
-    squares = fma(d, d, squares);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const F32x16 d = value(r, c) - mean[r];
+      squares[r] = fma(d, d, squares[r]);
+    }
   }
-  if (whole < columns) {
-    const F32x16 d = (value(whole) - means).first(columns - whole);
-    squares = fma(d, d, squares);
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    if (whole < columns) {
+      const F32x16 d = (value(r, whole) - mean[r]).first(columns - whole);
+      squares[r] = fma(d, d, squares[r]);
+    }
+    rstd[r] = F32x16::broadcast(1.0f / sqrt_scalar(squares[r].sum() / count + epsilon));
   }
-  const F32x16 rstd = F32x16::broadcast(1.0f / sqrt_scalar(squares.sum() / count + epsilon));
   for (std::int64_t c = 0; c < columns; c += kLanes) {
-    fma((value(c) - means) * rstd, F32x16::load(gamma + c), F32x16::load(beta + c)).store(out + c);
+    const F32x16 g = F32x16::load(gamma + c), b = F32x16::load(beta + c);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) fma((value(r, c) - mean[r]) * rstd[r], g, b).store(out + r * stride + c);
+  }
+}
+
+void layer_norm(const float* x, const float* residual, std::int64_t stride, std::int64_t rows, std::int64_t columns,
+                const float* gamma, const float* beta, float epsilon, float* out) {
+  constexpr int kTogether = 3;
+  std::int64_t row = 0;
+  const auto residual_at = [&](std::int64_t at) { return residual ? residual + at : nullptr; };
+  for (; row + kTogether <= rows; row += kTogether) {
+    const std::int64_t at = row * stride;
+    layer_norm_rows<kTogether>(x + at, residual_at(at), stride, columns, gamma, beta, epsilon, out + at);
+  }
+  for (; row < rows; ++row) {
+    const std::int64_t at = row * stride;
+    layer_norm_rows<1>(x + at, residual_at(at), stride, columns, gamma, beta, epsilon, out + at);
   }
 }
 
@@ -105,19 +181,43 @@ void embed(const std::int8_t* word, float word_scale, const float* position, std
   }
 }
 
-float softmax(float* scores, std::int64_t n) {
-  const F32x16 first = F32x16::broadcast(scores[0]);
-  F32x16 highest = first, sum = F32x16::zero();
-  for (std::int64_t i = 0; i < n; i += kLanes) {
-    highest = max(F32x16::load(scores + i).first_or(n - i, first), highest);
+// R rows at once, so that their exponentials and reductions hide each other's latency.
+template <int R>
+inline void softmax_rows(float* scores, std::int64_t stride, std::int64_t n, float* inverse_sum) {
+  F32x16 first[R], highest[R], sum[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    first[r] = highest[r] = F32x16::broadcast(scores[r * stride]);
+    sum[r] = F32x16::zero();
   }
-  const F32x16 shift = F32x16::broadcast(highest.highest());
   for (std::int64_t i = 0; i < n; i += kLanes) {
-    const F32x16 e = exp_nonpositive(F32x16::load(scores + i) - shift).first(n - i);
-    e.store(scores + i);
-    sum = sum + e;
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      highest[r] = max(F32x16::load(scores + r * stride + i).first_or(n - i, first[r]), highest[r]);
+    }
   }
-  return 1.0f / sum.sum();
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) highest[r] = F32x16::broadcast(highest[r].highest());
+  for (std::int64_t i = 0; i < n; i += kLanes) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      float* p = scores + r * stride + i;
+      const F32x16 e = exp_nonpositive(F32x16::load(p) - highest[r]).first(n - i);
+      e.store(p);
+      sum[r] = sum[r] + e;
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) inverse_sum[r] = 1.0f / sum[r].sum();
+}
+
+void softmax(float* scores, std::int64_t stride, std::int64_t rows, std::int64_t n, float* inverse_sum) {
+  constexpr int kTogether = 2;
+  std::int64_t row = 0;
+  for (; row + kTogether <= rows; row += kTogether) {
+    softmax_rows<kTogether>(scores + row * stride, stride, n, inverse_sum + row);
+  }
+  if (row < rows) softmax_rows<1>(scores + row * stride, stride, n, inverse_sum + row);
 }
 
 // R rows x V vectors of c, every fma chain in a register.

@@ -1,0 +1,380 @@
+"""From a checkpoint folder to a model file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from agnews_fast import Classifier, ModelError, quantize
+from reference.bits import assert_same_bits
+from reference.checkpoint import copy_checkpoint, encode, read_tensors, write_tensors
+from reference.model_file import ALIGNMENT, ModelFile
+from reference.process import run_python
+from reference.random_checkpoint import make_checkpoint
+from safetensors import safe_open
+from tokenizers import Tokenizer
+
+TEXTS = ["Oil prices soar to all-time record", "a", "", "Red Sox beat the Yankees in extra innings to stay alive " * 20]
+
+SIZES: dict[str, Any] = {"layers": 2, "hidden": 60, "heads": 3, "ffn": 100, "labels": 5, "vocabulary": 500}
+
+
+def logits_of(model: Path) -> npt.NDArray[np.float32]:
+    with Classifier(model, threads=1) as classifier:
+        return classifier.logits(TEXTS)
+
+
+@pytest.fixture
+def copy(small_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the small checkpoint for a test to spoil."""
+    return Path(shutil.copytree(small_checkpoint, tmp_path / "copy"))
+
+
+# The file
+
+
+def test_returns_the_path(small_checkpoint: Path, tmp_path: Path) -> None:
+    assert quantize(small_checkpoint, tmp_path / "a.safetensors") == tmp_path / "a.safetensors"
+    returned = quantize(str(small_checkpoint), str(tmp_path / "b.safetensors"))
+    assert isinstance(returned, Path)
+    assert returned.is_file()
+
+
+def test_same_bytes_twice(small_checkpoint: Path, small_model: Path, tmp_path: Path) -> None:
+    again = quantize(small_checkpoint, tmp_path / "again.safetensors")
+    assert again.read_bytes() == small_model.read_bytes()
+
+
+def test_same_bytes_in_another_process_on_another_isa(
+    small_checkpoint: Path, small_model: Path, tmp_path: Path
+) -> None:
+    run_python(
+        "import sys, agnews_fast; agnews_fast.quantize(sys.argv[1], sys.argv[2])",
+        small_checkpoint,
+        tmp_path / "other.safetensors",
+        PYTHONHASHSEED="99",
+        AGNEWS_FAST_ISA="scalar",
+        OMP_NUM_THREADS="1",
+    )
+    assert (tmp_path / "other.safetensors").read_bytes() == small_model.read_bytes()
+
+
+def test_replaces_an_older_file_under_a_running_classifier(small_checkpoint: Path, tmp_path: Path) -> None:
+    """The file is mapped, so writing into it would change or crash who uses it."""
+    model = quantize(small_checkpoint, tmp_path / "model.safetensors")
+    other = make_checkpoint(tmp_path / "other", **SIZES, seed=2)
+    with Classifier(model) as running:
+        before = running.logits(TEXTS)
+        quantize(other, model)
+        assert_same_bits(running.logits(TEXTS), before, "while the file was replaced")
+    assert not np.array_equal(logits_of(model), before)
+
+
+def test_leaves_nothing_beside_the_file(small_checkpoint: Path, tmp_path: Path) -> None:
+    quantize(small_checkpoint, tmp_path / "model.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_failure_leaves_nothing(copy: Path, tmp_path: Path) -> None:
+    (copy / "model.safetensors").write_bytes(b"")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ModelError):
+        quantize(copy, tmp_path / "out" / "model.safetensors")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_opens_with_safetensors(small_model: Path, small_checkpoint: Path) -> None:
+    with safe_open(small_model, framework="np") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    assert metadata["format"] == "agnews_fast"
+    assert metadata["format_version"] == "1"
+    assert len(metadata["source_sha256"]) == 64
+    assert set(metadata["source_sha256"]) <= set("0123456789abcdef")
+    sizes = json.loads(metadata["config"]).values()
+    assert all(size in sizes for size in SIZES.values())
+    from_file = Tokenizer.from_str(metadata["tokenizer"])
+    assert [from_file.encode(text).ids for text in TEXTS[:3]] == encode(small_checkpoint, TEXTS[:3], 512)
+    assert {tensor.dtype for tensor in tensors.values()} >= {np.dtype(np.int8), np.dtype(np.float32)}
+
+
+def test_alignment(small_model: Path) -> None:
+    (length,) = struct.unpack_from("<Q", small_model.read_bytes())
+    model = ModelFile.read(small_model)
+    assert model.tensors
+    for name, entry in model.tensors.items():
+        assert (8 + length + entry["data_offsets"][0]) % ALIGNMENT == 0, name
+
+
+def test_source_sha256_is_the_checkpoints(small_model: Path, tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", **SIZES, seed=2)
+    model = ModelFile.read(quantize(other, tmp_path / "model.safetensors"))
+    assert model.metadata["source_sha256"] != ModelFile.read(small_model).metadata["source_sha256"]
+
+
+def test_int8_makes_the_file_small(checkpoint: Path, tmp_path: Path) -> None:
+    """A byte a weight and a few percent more, where the fp16 checkpoint has two; then it is the packaged model."""
+    model = quantize(checkpoint, tmp_path / "model.safetensors")
+    weights = sum(tensor.size for tensor in read_tensors(checkpoint).values())
+    assert model.stat().st_size < 1.15 * weights
+    with Classifier() as packaged, Classifier(model) as ours:
+        assert_same_bits(packaged.logits(TEXTS), ours.logits(TEXTS), "the packaged model")
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+def test_dtypes_and_shards_of_equal_weights(stored: str, tmp_path: Path) -> None:
+    """float32 and shards hold the same weights as the original file, so nothing may change."""
+    source = make_checkpoint(tmp_path / "source", **SIZES, seed=4, dtype=stored)
+    expected = logits_of(quantize(source, tmp_path / "source.safetensors"))
+    for dtype, shards in ((stored, 2), ("float32", 1), ("float32", 5)):
+        other = copy_checkpoint(source, tmp_path / f"{dtype}{shards}", dtype=dtype, shards=shards)
+        got = logits_of(quantize(other, tmp_path / f"{dtype}{shards}.safetensors"))
+        assert_same_bits(got, expected, f"{stored} as {dtype} in {shards}")
+
+
+def test_shards_in_the_real_layout(small_checkpoint: Path, small_model: Path, tmp_path: Path) -> None:
+    """A single shard with an index is how the project's own checkpoint lies in the repository."""
+    folder = copy_checkpoint(small_checkpoint, tmp_path / "folder", dtype="float16")
+    name = "model-00001-of-00001.safetensors"
+    (folder / "model.safetensors").rename(folder / name)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(read_tensors(small_checkpoint), name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    got = logits_of(quantize(folder, tmp_path / "model.safetensors"))
+    assert_same_bits(got, logits_of(small_model), "one shard with an index")
+
+
+def test_tokenizer_settings_for_padding_and_truncation_do_not_leak(
+    copy: Path, small_checkpoint: Path, small_model: Path, tmp_path: Path
+) -> None:
+    """Training scripts often save a tokenizer that pads and truncates to their batch's length."""
+    tokenizer = Tokenizer.from_file(str(copy / "tokenizer.json"))
+    tokenizer.enable_padding(length=64)
+    tokenizer.enable_truncation(8)
+    tokenizer.save(str(copy / "tokenizer.json"))
+    got = logits_of(quantize(copy, tmp_path / "model.safetensors"))
+    assert_same_bits(got, logits_of(small_model), "padding and truncation in tokenizer.json")
+
+
+def test_cased_vocabulary(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "cased", **SIZES, seed=6, lowercase=False)
+    with Classifier(checkpoint, threads=1) as classifier:
+        lower, upper = classifier.logits(["red sox", "RED SOX"])
+    assert not np.array_equal(lower, upper)
+
+
+@pytest.mark.parametrize("missing", ["architectures", "id2label", "pad_token_id", "dtype"])
+def test_config_keys_that_may_be_missing(copy: Path, tmp_path: Path, missing: str) -> None:
+    """A folder says what it is by its tensors too; labels then have the names that transformers gives them."""
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    del config[missing]
+    if missing == "id2label":
+        config["num_labels"] = 5
+        del config["label2id"]
+    (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with Classifier(copy, threads=1) as classifier:
+        assert len(classifier.labels) == 5
+
+
+# Checkpoints that are refused
+
+
+def refuse(checkpoint: Path, match: str) -> None:
+    out = checkpoint.parent / "refused.safetensors"
+    with pytest.raises(ModelError, match=match):
+        quantize(checkpoint, out)
+    assert not out.exists()
+    with pytest.raises(ModelError, match=match):
+        Classifier(checkpoint)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        quantize(tmp_path / "nowhere", tmp_path / "out.safetensors")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Classifier(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_missing_file(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    refuse(copy, name)
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refuse(tmp_path / "empty", r"config\.json")
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "architecture", ["BertForSequenceClassification", "DistilBertForMaskedLM", "RobertaForSequenceClassification"]
+)
+def test_other_architecture(copy: Path, architecture: str) -> None:
+    change_config(copy, architectures=[architecture])
+    refuse(copy, rf"DistilBertForSequenceClassification.*{architecture}")
+
+
+def test_other_model_type(copy: Path) -> None:
+    change_config(copy, model_type="bert", architectures=None)
+    refuse(copy, "'bert'")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("activation", "tanh"),
+        ("n_layers", 0),
+        ("n_layers", "2"),
+        ("n_layers", None),
+        ("dim", -60),
+        ("dim", 60.5),
+        ("n_heads", 0),
+        ("n_heads", 7),
+        ("hidden_dim", [100]),
+        ("vocab_size", 10**30),
+        ("max_position_embeddings", 0),
+        ("id2label", {"1": "a", "2": "b"}),
+        ("id2label", 5),
+    ],
+)
+def test_config_that_makes_no_sense(copy: Path, key: str, value: object) -> None:
+    change_config(copy, **{key: value})
+    refuse(copy, key if key not in ("n_heads", "vocab_size") else "")
+
+
+@pytest.mark.parametrize("content", ["", "no JSON", "[]", "null", "3", '{"dim": '])
+def test_config_that_is_no_config(copy: Path, content: str) -> None:
+    (copy / "config.json").write_text(content, encoding="utf-8")
+    refuse(copy, r"config\.json")
+
+
+@pytest.mark.parametrize("content", ["", "no JSON", "{}", "[]", '{"model": {"type": "WordPiece"}}'])
+def test_tokenizer_that_is_none(copy: Path, content: str) -> None:
+    (copy / "tokenizer.json").write_text(content, encoding="utf-8")
+    refuse(copy, "tokenizer")
+
+
+def test_tokenizer_with_more_tokens_than_embeddings(copy: Path, tmp_path: Path) -> None:
+    """Its ids would read behind the table."""
+    larger = make_checkpoint(tmp_path / "larger", **SIZES | {"vocabulary": 600}, seed=1)
+    shutil.copyfile(larger / "tokenizer.json", copy / "tokenizer.json")
+    refuse(copy, "token")
+
+
+def test_tokenizer_with_an_id_beyond_the_embeddings(copy: Path) -> None:
+    """As few tokens as there are embeddings, but with a gap in their numbers."""
+    tokenizer = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["the"] = 500
+    del vocabulary["z"]
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    refuse(copy, "token")
+
+
+EVERY_KIND = [
+    "distilbert.embeddings.word_embeddings.weight",
+    "distilbert.embeddings.position_embeddings.weight",
+    "distilbert.embeddings.LayerNorm.bias",
+    "distilbert.transformer.layer.0.attention.q_lin.weight",
+    "distilbert.transformer.layer.1.attention.k_lin.bias",
+    "distilbert.transformer.layer.0.attention.v_lin.weight",
+    "distilbert.transformer.layer.1.attention.out_lin.bias",
+    "distilbert.transformer.layer.0.sa_layer_norm.weight",
+    "distilbert.transformer.layer.1.ffn.lin1.weight",
+    "distilbert.transformer.layer.0.ffn.lin2.weight",
+    "distilbert.transformer.layer.1.output_layer_norm.weight",
+    "pre_classifier.weight",
+    "pre_classifier.bias",
+    "classifier.weight",
+    "classifier.bias",
+]
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_missing_tensor_is_named(copy: Path, name: str) -> None:
+    tensors = read_tensors(copy)
+    del tensors[name]
+    write_tensors(copy, tensors)
+    refuse(copy, name.replace(".", r"\."))
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_wrong_shape_is_named(copy: Path, name: str) -> None:
+    original = read_tensors(copy)
+    tensor = original[name]
+    wrong = [tensor[1:], np.concatenate([tensor, tensor[:1]]), tensor[..., None], tensor[:0]]
+    if tensor.ndim == 2 and tensor.shape[0] != tensor.shape[1]:
+        wrong.append(np.ascontiguousarray(tensor.T))
+    for values in wrong:
+        write_tensors(copy, {**original, name: values})
+        refuse(copy, name.replace(".", r"\."))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", EVERY_KIND[::4])
+def test_weight_that_is_not_finite_is_named(copy: Path, name: str, value: float) -> None:
+    tensors = read_tensors(copy)
+    tensors[name].reshape(-1)[-1] = value
+    write_tensors(copy, tensors)
+    refuse(copy, name.replace(".", r"\."))
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) - 1000]
+
+
+def as_integers(content: bytes) -> bytes:
+    return content.replace(b'"dtype": "F16"', b'"dtype": "I16"')
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [cut, as_integers, lambda content: content[:4], lambda content: b"\xff" * 8 + content[8:]],
+    ids=["cut", "integers", "4 bytes", "header length"],
+)
+def test_damaged_weights(copy: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = copy / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    refuse(copy, "safetensors")
+
+
+def test_missing_shard_is_named(small_checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy_checkpoint(small_checkpoint, tmp_path / "sharded", dtype="float16", shards=3)
+    shard = folder / "model-00002-of-00003.safetensors"
+    shard.unlink()
+    for use in (Classifier, lambda path: quantize(path, tmp_path / "out.safetensors")):
+        with pytest.raises((ModelError, FileNotFoundError), match=shard.name):
+            use(folder)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}', '{"weight_map": {}}']
+)
+def test_index_that_makes_no_sense(small_checkpoint: Path, tmp_path: Path, content: str) -> None:
+    folder = copy_checkpoint(small_checkpoint, tmp_path / "sharded", dtype="float16", shards=2)
+    (folder / "model.safetensors.index.json").write_text(content, encoding="utf-8")
+    with pytest.raises((ModelError, FileNotFoundError)):
+        quantize(folder, tmp_path / "out.safetensors")
+
+
+def test_shard_outside_the_folder(small_checkpoint: Path, tmp_path: Path) -> None:
+    """An index is data: it may not send the reader to other places."""
+    folder = copy_checkpoint(small_checkpoint, tmp_path / "sharded", dtype="float16")
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    index = {"weight_map": dict.fromkeys(read_tensors(small_checkpoint), "../elsewhere.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    refuse(folder, "elsewhere")
