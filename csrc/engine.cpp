@@ -1,6 +1,7 @@
 #include "engine.h"
 
 #include <algorithm>
+#include <mutex>
 #include <stdexcept>
 #include <utility>
 
@@ -32,34 +33,33 @@ bool divides_well(const std::vector<Batch>& chunks, int threads) {
 
 }  // namespace
 
-struct Engine::Pool {
-  explicit Pool(int size) : generation(fork_generation()), threads(size) {}
+struct Engine::Process {
+  explicit Process(int size) : generation(fork_generation()), threads(size) {}
   const unsigned generation;
   ThreadPool threads;
+  std::mutex idle_mutex;
+  std::vector<std::unique_ptr<Workspace>> idle;
 };
 
 Engine::Engine(const std::string& path, const Config& config, std::map<std::string, TensorInfo> tensors, int threads,
                const std::string& isa)
-    : file_(path),
-      kernels_(select_kernels(isa)),
-      model_(load(file_, config, std::move(tensors))),
-      threads_(threads) {
+    : file_(path), kernels_(select_kernels(isa)), model_(load(file_, config, std::move(tensors))), threads_(threads) {
   if (threads < 1) throw std::invalid_argument("threads: expected at least 1, got " + std::to_string(threads));
 }
 
 Engine::~Engine() {
-  Pool* pool = pool_.load();
-  // A pool from before a fork has no threads here to join: it is left behind.
-  if (pool != nullptr && pool->generation == fork_generation()) delete pool;
+  Process* current = process_.load();
+  // What another process made before a fork is left behind: its threads do not run here, its locks may be held for ever.
+  if (current != nullptr && current->generation == fork_generation()) delete current;
 }
 
-ThreadPool& Engine::pool() {
-  Pool* current = pool_.load();
+Engine::Process& Engine::process() {
+  Process* current = process_.load();
   if (current == nullptr || current->generation != fork_generation()) {
-    auto fresh = std::make_unique<Pool>(threads_);
-    if (pool_.compare_exchange_strong(current, fresh.get())) current = fresh.release();
+    auto fresh = std::make_unique<Process>(threads_);
+    if (process_.compare_exchange_strong(current, fresh.get())) current = fresh.release();
   }
-  return current->threads;
+  return *current;
 }
 
 void Engine::check(const Batch& batch) const {
@@ -94,23 +94,25 @@ std::vector<Batch> Engine::chunks(const Batch& batch) const {
   return parts;
 }
 
-std::unique_ptr<Workspace> Engine::take_workspace(const Batch& largest, int members) {
+std::unique_ptr<Workspace> Engine::take_workspace(const Batch& batch, int members) {
+  Process& here = process();
   std::unique_ptr<Workspace> workspace;
   {
-    const std::lock_guard<std::mutex> lock(idle_mutex_);
-    if (!idle_.empty()) {
-      workspace = std::move(idle_.back());
-      idle_.pop_back();
+    const std::lock_guard<std::mutex> lock(here.idle_mutex);
+    if (!here.idle.empty()) {
+      workspace = std::move(here.idle.back());
+      here.idle.pop_back();
     }
   }
   if (workspace == nullptr) workspace = std::make_unique<Workspace>();
-  workspace->grow(model_, largest, members);
+  workspace->grow(model_, batch, members);
   return workspace;
 }
 
 void Engine::give_back(std::unique_ptr<Workspace> workspace) {
-  const std::lock_guard<std::mutex> lock(idle_mutex_);
-  idle_.push_back(std::move(workspace));
+  Process& here = process();
+  const std::lock_guard<std::mutex> lock(here.idle_mutex);
+  here.idle.push_back(std::move(workspace));
 }
 
 void Engine::run_alone(const Batch& chunk, float* logits, float* first_token) {
@@ -119,23 +121,24 @@ void Engine::run_alone(const Batch& chunk, float* logits, float* first_token) {
   give_back(std::move(workspace));
 }
 
-void Engine::run_together(ThreadPool& pool, const std::vector<Batch>& chunks, const Batch& batch, float* logits,
+void Engine::run_together(ThreadPool& threads, const std::vector<Batch>& chunks, const Batch& batch, float* logits,
                           float* first_token) {
   const auto logits_of = [&](const Batch& chunk) { return logits + (chunk.offsets - batch.offsets) * config().labels; };
   const auto first_token_of = [&](const Batch& chunk) {
     return first_token + (chunk.offsets - batch.offsets) * config().hidden;
   };
-  if (divides_well(chunks, pool.size())) {
+  if (divides_well(chunks, threads.size())) {
     std::vector<std::unique_ptr<Workspace>> workspaces;
-    for (int rank = 0; rank < pool.size(); ++rank) workspaces.push_back(take_workspace(batch.slice(0, 0), 1));
+    for (int rank = 0; rank < threads.size(); ++rank) workspaces.push_back(take_workspace(batch.slice(0, 0), 1));
     std::atomic<std::size_t> next{0};
     std::atomic<bool> out_of_memory{false};
-    pool.run([&](int rank) {
+    threads.run([&](int rank) {
       Workspace& workspace = *workspaces[static_cast<std::size_t>(rank)];
       try {
         for (std::size_t i = next++; i < chunks.size(); i = next++) {
           workspace.grow(model_, chunks[i], 1);
-          Forward(model_, kernels_, workspace).run(chunks[i], Member{}, logits_of(chunks[i]), first_token_of(chunks[i]));
+          Forward(model_, kernels_, workspace)
+              .run(chunks[i], Member{}, logits_of(chunks[i]), first_token_of(chunks[i]));
         }
       } catch (const std::bad_alloc&) {
         out_of_memory = true;
@@ -146,11 +149,11 @@ void Engine::run_together(ThreadPool& pool, const std::vector<Batch>& chunks, co
     return;
   }
   for (const Batch& chunk : chunks) {
-    std::unique_ptr<Workspace> workspace = take_workspace(chunk, pool.size());
-    Barrier barrier(pool.size());
-    pool.run([&](int rank) {
+    std::unique_ptr<Workspace> workspace = take_workspace(chunk, threads.size());
+    Barrier barrier(threads.size());
+    threads.run([&](int rank) {
       Forward(model_, kernels_, *workspace)
-          .run(chunk, Member{rank, pool.size(), &barrier}, logits_of(chunk), first_token_of(chunk));
+          .run(chunk, Member{rank, threads.size(), &barrier}, logits_of(chunk), first_token_of(chunk));
     });
     give_back(std::move(workspace));
   }
@@ -163,7 +166,7 @@ void Engine::run(const Batch& batch, float* logits, float* first_token) {
   for (std::size_t i = 0; i < parts.size(); ++i) {
     if (threads_ > 1) {
       // Other callers may hold the pool; then this thread goes on alone, and asks again after each chunk.
-      ThreadPool& shared = pool();
+      ThreadPool& shared = process().threads;
       const std::unique_lock<ThreadPool> lock(shared, std::try_to_lock);
       if (lock.owns_lock()) {
         run_together(shared, std::vector<Batch>(parts.begin() + static_cast<std::ptrdiff_t>(i), parts.end()), batch,

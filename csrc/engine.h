@@ -5,7 +5,6 @@
 #include <atomic>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -43,25 +42,23 @@ class Engine {
   std::array<double, kStages> stage_seconds(const Batch& batch);
 
  private:
-  struct Pool;  // a thread pool and the process it belongs to
+  struct Process;  // threads and scratch memory, which belong to one process
 
   void check(const Batch& batch) const;
   std::vector<Batch> chunks(const Batch& batch) const;
   void run_alone(const Batch& chunk, float* logits, float* first_token);
   void observe(const Batch& batch, const Observer& observer);
-  void run_together(ThreadPool& pool, const std::vector<Batch>& chunks, const Batch& batch, float* logits,
+  void run_together(ThreadPool& threads, const std::vector<Batch>& chunks, const Batch& batch, float* logits,
                     float* first_token);
-  ThreadPool& pool();
-  std::unique_ptr<Workspace> take_workspace(const Batch& largest, int members);
+  Process& process();
+  std::unique_ptr<Workspace> take_workspace(const Batch& batch, int members);
   void give_back(std::unique_ptr<Workspace> workspace);
 
   MappedFile file_;
   const Kernels& kernels_;
   Model model_;
   const int threads_;
-  std::atomic<Pool*> pool_{nullptr};
-  std::mutex idle_mutex_;
-  std::vector<std::unique_ptr<Workspace>> idle_;
+  std::atomic<Process*> process_{nullptr};
 };
 
 }  // namespace agnews_fast

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from reference.data import REPOSITORY, find_data, read_test_split
@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 SECTIONS = pytest.StashKey[list[tuple[str, str]]]()
 
 # Every size differs from every other, and few are a multiple of a vector's lanes.
-SMALL = {"layers": 2, "hidden": 60, "heads": 3, "ffn": 100, "labels": 5, "vocabulary": 500, "positions": 128}
+SMALL: dict[str, Any] = {
+    "layers": 2,
+    "hidden": 60,
+    "heads": 3,
+    "ffn": 100,
+    "labels": 5,
+    "vocabulary": 500,
+    "positions": 128,
+}
 
 
 @pytest.fixture(scope="session")

@@ -17,11 +17,11 @@
 
 namespace agnews_fast {
 
-inline constexpr int kRowTile = 6;  // rows of activations that a GEMM tile holds
-inline constexpr int kPanel = 16;   // output columns of a packed weight panel
-inline constexpr int kGroup = 4;    // consecutive k that meet in one 32-bit lane
-inline constexpr int kLanes = 16;   // virtual lanes of a floating-point row sum
-inline constexpr int kMaxDepth = 8; // products added in 16 bits before they are widened; k is padded to kGroup * this
+inline constexpr int kRowTile = 6;   // rows of activations that a GEMM tile holds
+inline constexpr int kPanel = 16;    // output columns of a packed weight panel
+inline constexpr int kGroup = 4;     // consecutive k that meet in one 32-bit lane
+inline constexpr int kLanes = 16;    // virtual lanes of a floating-point row sum
+inline constexpr int kMaxDepth = 8;  // products added in 16 bits before they are widened; k is padded to kGroup * this
 inline constexpr int kKBlock = kGroup * kMaxDepth;
 
 // Below this a row's range is taken as zero: its reciprocal would overflow.
@@ -44,16 +44,16 @@ struct PackedRows {
 // model/overflow.h for the proof obligation.
 struct PackedWeights {
   const std::int8_t* data;
-  const float* scale;                    // (n)
-  const float* bias;                     // (n)
-  const std::int32_t* column_sum;        // (n): sum over k of the integer weights, outliers included
-  const std::int32_t* outlier_begin;     // (n / 16 + 1): the outliers of each panel in the three lists below
-  const std::int32_t* outlier_k;         // (outliers)
-  const std::int32_t* outlier_column;    // (outliers), 0..15 within the panel
-  const std::int32_t* outlier_value;     // (outliers), fits 16 bits
-  std::int64_t n;                        // multiple of kPanel
-  std::int64_t k;                        // multiple of kKBlock
-  int depth;                             // 4 or 8
+  const float* scale;                  // (n)
+  const float* bias;                   // (n)
+  const std::int32_t* column_sum;      // (n): sum over k of the integer weights, outliers included
+  const std::int32_t* outlier_begin;   // (n / 16 + 1): the outliers of each panel in the three lists below
+  const std::int32_t* outlier_k;       // (outliers)
+  const std::int32_t* outlier_column;  // (outliers), 0..15 within the panel
+  const std::int32_t* outlier_value;   // (outliers), fits 16 bits
+  std::int64_t n;                      // multiple of kPanel
+  std::int64_t k;                      // multiple of kKBlock
+  int depth;                           // 4 or 8
 };
 
 // How float activations (x) become u8: v = x * inverse_divisor[column]; lo = min(0, v...), hi = max(0, v...);
@@ -62,12 +62,12 @@ struct PackedWeights {
 // Slot columns + i of the packed row repeats slot split_channel[i]: a channel that is divided by d and stands in d
 // slots keeps its product with the weights, and no longer sets the row's range.
 struct Quantization {
-  const float* inverse_divisor;         // (columns)
-  const std::int32_t* split_channel;    // (splits)
-  std::int64_t columns;                 // multiple of kLanes
-  std::int64_t splits;                  // columns + splits <= k; slots past them are 0
-  std::int64_t k;                       // multiple of kKBlock
-  int levels;                           // 127 or 255
+  const float* inverse_divisor;       // (columns)
+  const std::int32_t* split_channel;  // (splits)
+  std::int64_t columns;               // multiple of kLanes
+  std::int64_t splits;                // columns + splits <= k; slots past them are 0
+  std::int64_t k;                     // multiple of kKBlock
+  int levels;                         // 127 or 255
 };
 
 enum class Activation { kNone, kGelu, kRelu };
@@ -101,6 +101,11 @@ struct Kernels {
   // In place over the n scores of each of `rows` rows: exp(score - max); the padding up to a multiple of kLanes becomes
   // 0. inverse_sum[row] = 1 / lane tree.
   void (*softmax)(float* scores, std::int64_t stride, std::int64_t rows, std::int64_t n, float* inverse_sum);
+
+  // out[c][r] = x[r][c]; rows of out are zero-padded from `rows` up to a multiple of kLanes. columns is a multiple of
+  // kLanes.
+  void (*transpose)(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, float* out,
+                    std::int64_t out_stride);
 
   // c[i][j] = scale[i] * (fma chain over k = 0.. of a[i][k] * b[k][j], from bias[j] or 0); n is a multiple of kLanes.
   // scale and bias may be null; then nothing is multiplied or added.

@@ -7,9 +7,9 @@ namespace agnews_fast {
 // exp(x) = 2^n * P(x - n ln 2), n = rint(x * log2(e)); ln 2 in two parts so that n * ln 2 loses nothing (Cody & Waite).
 inline constexpr float kExp[] = {0.0013836845f, 0.008374816f, 0.041668225f, 0.1666642f, 0.4999999f, 1.0f, 1.0f};
 inline constexpr float kLog2E = 1.44269504f;
-inline constexpr float kLn2High = 0.693145752f;     // 0x1.62e4p-1: n * kLn2High is exact for |n| < 2^9
-inline constexpr float kLn2Low = 1.42860677e-06f;   // ln 2 - kLn2High
-inline constexpr float kExpLowest = -87.0f;         // below it exp is taken as exp(-87) = 1.6e-38, still a normal number
+inline constexpr float kLn2High = 0.693145752f;    // 0x1.62e4p-1: n * kLn2High is exact for |n| < 2^9
+inline constexpr float kLn2Low = 1.42860677e-06f;  // ln 2 - kLn2High
+inline constexpr float kExpLowest = -87.0f;        // below it exp is taken as exp(-87) = 1.6e-38, still a normal number
 
 // Phi(t) = 0.5 + t * P(2 t^2 / clamp^2 - 1), the normal distribution function on |t| <= clamp; the fit minimises the
 // error of t * Phi(t), 1.2e-6 at most in float; beyond the clamp Phi is 0 or 1 to within 1e-7.

@@ -35,8 +35,8 @@ const Kernels& select_kernels(const std::string& name) {
     if (name == kernels->name) return *kernels;
     names += names.empty() ? kernels->name : std::string(", ") + kernels->name;
   }
-  throw std::invalid_argument("instruction set '" + name + "' is unknown or not supported by this CPU; available: " +
-                              names);
+  throw std::invalid_argument("instruction set '" + name +
+                              "' is unknown or not supported by this CPU; available: " + names);
 }
 
 }  // namespace agnews_fast

@@ -15,9 +15,7 @@ constexpr std::int64_t kOverread = 64;
 // would share a few cache sets.
 std::int64_t qkv_stride_of(const Config& config) { return 3 * config.context() + kLanes; }
 
-PackedRows packed(Rows& x, std::int64_t k) {
-  return {x.packed.data(), x.scale.data(), x.zero_point.data(), x.rows, k};
-}
+PackedRows packed(Rows& x, std::int64_t k) { return {x.packed.data(), x.scale.data(), x.zero_point.data(), x.rows, k}; }
 
 // Rows `begin` to `begin + rows` of packed rows; begin is a multiple of kRowTile.
 PackedRows block(const PackedRows& x, std::int64_t begin, std::int64_t rows) {
@@ -126,8 +124,8 @@ void Forward::encoder_layer(const EncoderLayer& layer, const Batch& batch, const
   if (last) {
     take_firsts(batch, member);
     quantize_hidden(x, layer.qkv, member);
-    project(Stage::kQkv, layer.qkv, packed(x, layer.qkv.input.k), member, {0, query_panels}, Activation::kNone, x.qkv.data(),
-            qkv_stride());
+    project(Stage::kQkv, layer.qkv, packed(x, layer.qkv.input.k), member, {0, query_panels}, Activation::kNone,
+            x.qkv.data(), qkv_stride());
   }
   project(Stage::kQkv, layer.qkv, packed(tokens, layer.qkv.input.k), member, {query_panels, panels}, Activation::kNone,
           tokens.qkv.data(), qkv_stride());
@@ -135,11 +133,10 @@ void Forward::encoder_layer(const EncoderLayer& layer, const Batch& batch, const
 
   attention(batch, member, x, last);
   member.barrier();
-  quantize(x.qkv.data(), qkv_stride(), x.rows, layer.out, member, x.packed.data(), x.scale.data(),
-           x.zero_point.data());
+  quantize(x.qkv.data(), qkv_stride(), x.rows, layer.out, member, x.packed.data(), x.scale.data(), x.zero_point.data());
   member.barrier();
-  project(Stage::kOut, layer.out, packed(x, layer.out.input.k), member, {0, layer.out.weights.n / kPanel}, Activation::kNone,
-          x.projected.data(), model_.config.padded_hidden());
+  project(Stage::kOut, layer.out, packed(x, layer.out.input.k), member, {0, layer.out.weights.n / kPanel},
+          Activation::kNone, x.projected.data(), model_.config.padded_hidden());
   member.barrier();
   add_norm(layer.attention_norm, member, x);
   quantize_hidden(x, layer.ffn1, member);
@@ -207,10 +204,7 @@ void Forward::attention(const Batch& batch, const Member& member, Rows& queries,
     const std::int64_t padded = round_up(tokens, kLanes);
     const float* k = ws_.tokens.qkv.data() + first * stride + config.context() + head * head_size;
     const float* v = k + config.context();
-    for (std::int64_t d = 0; d < head_size; ++d) {
-      for (std::int64_t t = 0; t < tokens; ++t) keys[d * padded + t] = k[t * stride + d];
-      for (std::int64_t t = tokens; t < padded; ++t) keys[d * padded + t] = 0.0f;
-    }
+    kernels_.transpose(k, stride, tokens, head_size, keys, padded);
 
     const std::int64_t first_query = first_only ? text : first, all = first_only ? 1 : tokens;
     for (std::int64_t begin = 0; begin < all; begin += kQueryRows) {
@@ -228,8 +222,8 @@ void Forward::feed_forward(const EncoderLayer& layer, const Member& member, Rows
   const std::int64_t ffn = model_.config.padded_ffn(), hidden = model_.config.padded_hidden();
   for (std::int64_t begin = 0; begin < x.rows; begin += kFfnRows) {
     const std::int64_t rows = std::min(kFfnRows, x.rows - begin);
-    project(Stage::kFfn1, layer.ffn1, block(packed(x, layer.ffn1.input.k), begin, rows), member, {0, layer.ffn1.weights.n / kPanel},
-            model_.config.activation, ws_.inner.data(), ffn);
+    project(Stage::kFfn1, layer.ffn1, block(packed(x, layer.ffn1.input.k), begin, rows), member,
+            {0, layer.ffn1.weights.n / kPanel}, model_.config.activation, ws_.inner.data(), ffn);
     member.barrier();
     quantize(ws_.inner.data(), ffn, rows, layer.ffn2, member, ws_.inner_packed.data(), ws_.inner_scale.data(),
              ws_.inner_zero_point.data());

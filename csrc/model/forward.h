@@ -17,12 +17,12 @@ namespace agnews_fast {
 // Float rows of activations and the same rows quantised for the next matrix product.
 struct Rows {
   std::int64_t rows = 0;
-  AlignedBuffer<float> hidden;            // (rows, padded hidden)
-  AlignedBuffer<float> qkv;               // (rows, qkv stride); the context replaces q
-  AlignedBuffer<float> projected;         // (rows, padded hidden): output of `out` and `ffn2`, before the residual
-  AlignedBuffer<std::uint8_t> packed;     // tiles of (rows, k)
-  AlignedBuffer<float> scale;             // (rows)
-  AlignedBuffer<std::int32_t> zero_point; // (rows)
+  AlignedBuffer<float> hidden;             // (rows, padded hidden)
+  AlignedBuffer<float> qkv;                // (rows, qkv stride); the context replaces q
+  AlignedBuffer<float> projected;          // (rows, padded hidden): output of `out` and `ffn2`, before the residual
+  AlignedBuffer<std::uint8_t> packed;      // tiles of (rows, k)
+  AlignedBuffer<float> scale;              // (rows)
+  AlignedBuffer<std::int32_t> zero_point;  // (rows)
 };
 
 // All memory that a forward pass of up to so many tokens and texts needs; kept and reused, grows only.
@@ -39,8 +39,8 @@ struct Workspace {
   AlignedBuffer<float> pooled;                   // (texts, padded hidden)
   AlignedBuffer<float> logits;                   // (texts, padded labels)
   struct Attention {
-    AlignedBuffer<float> keys;    // (head, padded tokens): one head's keys, transposed
-    AlignedBuffer<float> scores;  // (kQueryRows, padded tokens)
+    AlignedBuffer<float> keys;         // (head, padded tokens): one head's keys, transposed
+    AlignedBuffer<float> scores;       // (kQueryRows, padded tokens)
     AlignedBuffer<float> inverse_sum;  // (kQueryRows)
   };
   std::vector<Attention> attention;  // one a member
@@ -78,8 +78,8 @@ class Forward {
   void quantize(const float* x, std::int64_t stride, std::int64_t rows, const Linear& linear, const Member& member,
                 std::uint8_t* packed, float* scale, std::int32_t* zero_point);
   void quantize_hidden(Rows& x, const Linear& linear, const Member& member);
-  void project(Stage stage, const Linear& linear, const PackedRows& x, const Member& member, Range panels, Activation activation,
-               float* out, std::int64_t out_stride);
+  void project(Stage stage, const Linear& linear, const PackedRows& x, const Member& member, Range panels,
+               Activation activation, float* out, std::int64_t out_stride);
   void attention(const Batch& batch, const Member& member, Rows& queries, bool first_only);
   void feed_forward(const EncoderLayer& layer, const Member& member, Rows& x);
   void add_norm(const LayerNorm& norm, const Member& member, Rows& x);

@@ -46,8 +46,8 @@ Linear take_linear(TensorTable& tensors, const std::string& name, std::int64_t i
   for (std::int64_t i = 0; i < splits; ++i) {
     const std::int32_t channel = linear.input.split_channel[i];
     if (channel < 0 || channel >= inputs) {
-      throw ModelError(name + ".split_channel[" + std::to_string(i) + "]: expected 0 to " +
-                       std::to_string(inputs - 1) + ", got " + std::to_string(channel));
+      throw ModelError(name + ".split_channel[" + std::to_string(i) + "]: expected 0 to " + std::to_string(inputs - 1) +
+                       ", got " + std::to_string(channel));
     }
   }
 

@@ -57,9 +57,9 @@ struct Model {
   Model(const Config& config, TensorTable& tensors);
 
   Config config;
-  const std::int8_t* word;         // (vocabulary, padded hidden)
-  const float* word_scale;         // (vocabulary)
-  const float* position;           // (positions, padded hidden)
+  const std::int8_t* word;  // (vocabulary, padded hidden)
+  const float* word_scale;  // (vocabulary)
+  const float* position;    // (positions, padded hidden)
   LayerNorm embedding_norm;
   std::vector<EncoderLayer> layers;
   const float* pre_classifier;       // (hidden, padded hidden): [in][out]

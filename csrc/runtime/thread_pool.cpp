@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <system_error>
 
 #include "runtime/float_environment.h"
 
@@ -20,7 +21,11 @@ unsigned fork_generation() {
 }
 
 ThreadPool::ThreadPool(int size) {
-  for (int rank = 1; rank < size; ++rank) threads_.emplace_back([this, rank] { work(rank); });
+  try {
+    for (int rank = 1; rank < size; ++rank) threads_.emplace_back([this, rank] { work(rank); });
+  } catch (const std::system_error&) {
+    // The system gives no more threads: those there are do the work.
+  }
 }
 
 ThreadPool::~ThreadPool() {

@@ -8,7 +8,7 @@
 
 namespace agnews_fast {
 
-// size - 1 threads that sleep until there is work; the caller is the first of the `size` workers. One caller at a time:
+// size - 1 threads (fewer if the system gives no more) that sleep until there is work; the caller is the first of the `size` workers. One caller at a time:
 // whoever else comes is told so by try_lock and does the work alone.
 class ThreadPool {
  public:

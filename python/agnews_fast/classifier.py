@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from agnews_fast._core import ModelError
 from agnews_fast.cpu import usable_cpus
 from agnews_fast.engine import LoadedModel, load, pack_ids
 from agnews_fast.quantize import quantize
@@ -31,7 +32,8 @@ class Classifier:
     """A DistilBERT sequence classifier on the CPU, in int8.
 
     A text's result is the same, to the last bit, whatever other texts it comes with, in whatever order, on however many
-    threads and on whatever instruction set. Any number of Python threads may share one classifier; it survives ``fork``.
+    threads and on whatever instruction set. Any number of Python threads may share one classifier, and it survives
+    ``fork``.
 
     Args:
         model: None for the packaged AG News model; the path of a model file made by `quantize`; or of a checkpoint
@@ -77,7 +79,10 @@ class Classifier:
             max_length = positions
         _check_integer("max_length", max_length, 2, positions)
         self._path = path
-        self._encoder = TextEncoder(loaded.tokenizer_json, max_length)
+        try:
+            self._encoder = TextEncoder(loaded.tokenizer_json, max_length)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from None
         self._loaded = loaded
         self._labels = loaded.labels
         self._isa = loaded.engine.isa
@@ -114,7 +119,7 @@ class Classifier:
         return self._path
 
     @overload
-    def predict(self, texts: str, *, truncation: bool = True) -> str: ...
+    def predict(self, texts: str, *, truncation: bool = True) -> str: ...  # type: ignore[overload-overlap]
     @overload
     def predict(self, texts: Texts, *, truncation: bool = True) -> list[str]: ...
     def predict(self, texts: str | Texts, *, truncation: bool = True) -> str | list[str]:
@@ -136,9 +141,7 @@ class Classifier:
             return self._labels[int(best)]
         return [self._labels[i] for i in best.tolist()]
 
-    def predict_iter(
-        self, texts: Texts, *, batch_size: int = _BLOCK, truncation: bool = True
-    ) -> Iterator[str]:
+    def predict_iter(self, texts: Texts, *, batch_size: int = _BLOCK, truncation: bool = True) -> Iterator[str]:
         """Yield the label of each text, reading ``batch_size`` texts ahead: for streams of any length.
 
         Raises:
@@ -150,14 +153,20 @@ class Classifier:
                 yield self._labels[i]
 
     def predict_proba(self, texts: str | Texts, *, truncation: bool = True) -> Floats:
-        """Softmax of `logits`, float32: (texts, labels), or (labels,) for one text. Arguments and errors as `predict`."""
+        """Softmax of `logits`, float32: (texts, labels), or (labels,) for one text.
+
+        Arguments and errors as `predict`.
+        """
         logits = self.logits(texts, truncation=truncation).astype(np.float64)
         exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
         probabilities: Floats = (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(np.float32)
         return probabilities
 
     def logits(self, texts: str | Texts, *, truncation: bool = True) -> Floats:
-        """The model's output, float32: (texts, labels), or (labels,) for one text. Arguments and errors as `predict`."""
+        """The model's output, float32: (texts, labels), or (labels,) for one text.
+
+        Arguments and errors as `predict`.
+        """
         return self._compute(texts, truncation, 0)
 
     def embed(self, texts: str | Texts, *, truncation: bool = True) -> Floats:
@@ -171,13 +180,20 @@ class Classifier:
         """`logits` of texts that are already tokenised, special tokens included: float32 (texts, labels).
 
         Raises:
+            TypeError: an id is not an integer.
             ValueError: a text has no tokens or more than the model has positions, or an id is not in its vocabulary.
         """
-        return _checked(self._open().engine.run(*pack_ids(ids))[0])
+        engine = self._open().engine
+        texts = [np.asarray(text) if len(text) else np.zeros(0, np.int64) for text in ids]
+        for i, text in enumerate(texts):
+            if text.ndim != 1 or text.dtype.kind not in "iu":
+                raise TypeError(f"ids[{i}]: expected a sequence of int, got {text.dtype} of shape {text.shape}")
+            outside = text[(text < 0) | (text >= 2**31)]
+            if len(outside):
+                raise ValueError(f"ids[{i}]: expected ids of the vocabulary, got {outside[0]}")
+        return _checked(engine.run(*pack_ids([text.tolist() for text in texts]))[0])
 
-    def __call__(
-        self, texts: str | Texts, *, truncation: bool = True
-    ) -> list[dict[str, str | float]]:
+    def __call__(self, texts: str | Texts, *, truncation: bool = True) -> list[dict[str, str | float]]:
         """Label and probability of each text, as a Hugging Face pipeline gives them. Arguments and errors as `predict`.
 
         Example:
@@ -247,6 +263,7 @@ class Classifier:
         if not isinstance(text, str):
             raise TypeError(f"{where}: expected str, got {type(text).__name__}")
         try:
+            text.encode("utf-8")  # tokenizers takes a lone surrogate for a value of another type
             return self._encoder.encode(text, truncation=truncation)
         except UnicodeEncodeError as error:
             raise ValueError(

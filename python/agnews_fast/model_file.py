@@ -1,9 +1,9 @@
 """The container of a quantised model: a safetensors file whose tensors are aligned for mapping.
 
-Format: https://github.com/huggingface/safetensors#format - eight bytes (little-endian u64) with the header's length, the
-header (JSON: name -> dtype, shape, data_offsets; ``__metadata__``: str -> str), then the tensors without gaps. On top of
-that every tensor starts on a 64-byte boundary, which the writer reaches by padding the header and by keeping every
-tensor's size a multiple of 64 bytes.
+Format: https://github.com/huggingface/safetensors#format - eight bytes (little-endian u64) with the header's length,
+the header (JSON: name -> dtype, shape, data_offsets; ``__metadata__``: str -> str), then the tensors without gaps. On
+top of that every tensor starts on a 64-byte boundary, which the writer reaches by padding the header and by keeping
+every tensor's size a multiple of 64 bytes.
 
 The ``safetensors`` package would be one more run-time
 dependency, and reads no bfloat16 into NumPy.
@@ -31,7 +31,7 @@ FORMAT_VERSION = "1"
 ALIGNMENT = 64
 
 _MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors package
-_NUMPY_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_NUMPY_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def read_float_tensor(header: Header, name: str) -> NDArray[np.float32]:
         )
     raw = np.fromfile(header.path, dtype=dtype, count=count, offset=tensor.begin).reshape(tensor.shape)
     if tensor.dtype == "BF16":  # the upper half of a float32
-        values = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        values: NDArray[np.float32] = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
     else:
         values = raw.astype(np.float32)
     if not np.isfinite(values).all():

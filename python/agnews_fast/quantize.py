@@ -30,7 +30,7 @@ from tokenizers import Tokenizer
 from agnews_fast._core import ModelError
 from agnews_fast.engine import load, pack_ids
 from agnews_fast.model_file import Header, read_float_tensor, read_header, write_model
-from agnews_fast.tokenizer import read_tokenizer
+from agnews_fast.tokenizer import TextEncoder, read_tokenizer
 
 _PANEL = 16  # as in csrc/kernels/kernels.h
 _GROUP = 4
@@ -117,10 +117,10 @@ class Checkpoint:
         self.config["labels"] = len(self.labels)
         self._tensors = self._find_tensors()
         self.tokenizer = read_tokenizer(folder)
-        tokens = Tokenizer.from_str(self.tokenizer).get_vocab_size()
-        if tokens > described["vocab_size"]:
+        largest = max(Tokenizer.from_str(self.tokenizer).get_vocab().values(), default=-1)
+        if largest >= described["vocab_size"]:
             raise ModelError(
-                f"{folder}: the tokenizer has {tokens} tokens, the model only {described['vocab_size']} embeddings"
+                f"{folder}: the tokenizer gives ids up to {largest}, the model has {described['vocab_size']} embeddings"
             )
 
     def _read_config(self) -> dict[str, Any]:
@@ -169,8 +169,10 @@ class Checkpoint:
             files = [single]
         elif index.exists():
             try:
-                files = sorted({self.folder / str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
-            except (ValueError, KeyError, AttributeError) as error:
+                files = sorted(
+                    {self.folder / str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
+                )
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ModelError(f"{index}: expected a weight_map ({error!r})") from None
         else:
             raise ModelError(f"{self.folder}: expected model.safetensors or model.safetensors.index.json")
@@ -178,8 +180,11 @@ class Checkpoint:
         digest = hashlib.sha256()
         for path in [self.folder / "config.json", *files]:
             with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest() if hasattr(hashlib, "file_digest") else
-                              hashlib.sha256(file.read()).digest())
+                digest.update(
+                    hashlib.file_digest(file, "sha256").digest()
+                    if hasattr(hashlib, "file_digest")
+                    else hashlib.sha256(file.read()).digest()
+                )
         self.sha256 = digest.hexdigest()
         return {name: header for header in headers for name in header.tensors}
 
@@ -362,7 +367,8 @@ def _fit(integers: Integers, limit: int, depth: int) -> Integers:
                 break
             flat[over, np.argmax(flat[over] * sign, axis=1)] = 0
     shape = (outputs, k // (_GROUP * depth), 2, depth, 2)
-    return flat.reshape(shape).transpose(0, 1, 3, 2, 4).reshape(outputs, k).astype(np.int32)
+    fitted: Integers = flat.reshape(shape).transpose(0, 1, 3, 2, 4).reshape(outputs, k).astype(np.int32)
+    return fitted
 
 
 def _channel_maxima(model: Path, tokenizer_json: str) -> list[Floats]:
@@ -372,7 +378,7 @@ def _channel_maxima(model: Path, tokenizer_json: str) -> list[Floats]:
     """
     loaded = load(model, threads=1)
     vocabulary, positions = loaded.config["vocabulary"], loaded.config["positions"]
-    special = Tokenizer.from_str(tokenizer_json).encode("").ids
+    special = TextEncoder(tokenizer_json, positions).encode("")
     body = max(0, min(_CALIBRATION_TOKENS, positions) - len(special))
     # Knuth's multiplicative hash: evenly spread, and the same everywhere for ever.
     numbers = np.arange(1, _CALIBRATION_TEXTS * body + 1, dtype=np.uint64) * np.uint64(2654435761) % np.uint64(2**32)

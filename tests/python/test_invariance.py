@@ -308,7 +308,7 @@ def test_random_model(random_model: tuple[Path, Ids], force_isa: Callable[..., C
     model, ids = random_model
     expected = force_isa("scalar", model, threads=1).logits_from_ids(ids)
     for isa in available_isas():
-        for threads in (1, 3):
+        for threads in (3,) if isa == "scalar" else (1, 3):
             classifier = force_isa(isa, model, threads=threads)
             assert_same_bits(classifier.logits_from_ids(ids), expected, f"{isa}, {threads} threads")
         some = [0, 7, 17, 33, len(ids) - 1]

@@ -27,7 +27,7 @@ REPORT_ORDER = ["Business", "Sci/Tech", "Sports", "World"]
 EMBEDDED = slice(None, None, 15)  # 507 of the 7,600 texts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Split:
     """One model's answers to the test split, next to the other's."""
 
@@ -50,7 +50,8 @@ class Split:
 
     @property
     def differences(self) -> Float32:
-        return np.abs(self.ours - self.reference)
+        absolute: Float32 = np.abs(self.ours - self.reference)
+        return absolute
 
 
 def reference_answers(
@@ -64,7 +65,7 @@ def reference_answers(
     key = hashlib.sha256(digest(checkpoint).encode())
     key.update("\0".join(texts).encode())
     for module in (reference.checkpoint, reference.onnx_graph):
-        key.update(Path(module.__file__).read_bytes())
+        key.update(Path(str(module.__file__)).read_bytes())
     cache = getattr(config, "cache", None)
     folder = cache.mkdir("agnews_fast_reference") if cache is not None else scratch
     cached = Path(folder) / f"{key.hexdigest()[:24]}.npz"
@@ -93,7 +94,9 @@ def split(
     texts, labels = test_split
     logits, first_token = reference_answers(request.config, checkpoint, texts, tmp_path_factory.mktemp("reference"))
     result = Split(np.asarray(labels), classifier.logits(texts), logits, first_token)
-    report("AG News test split, 7,600 texts: int8 against ONNX Runtime fp32", table(result, classifier.labels))
+    report(
+        f"AG News test split, {len(texts):,} texts: int8 against ONNX Runtime fp32", table(result, classifier.labels)
+    )
     return result
 
 
@@ -149,7 +152,7 @@ def test_embeddings_point_the_same_way(
     # step of some 6 % of their rms / sqrt(12)), and 12 residual additions collect as much: r = sqrt(12) * 2 % = 7 %
     # of the vector, cos = 1 - r^2 / 2 = 0.9976.
     assert cosine.mean() >= 0.9976
-    assert cosine.min() >= 0.98  # r of 20 %: three times the expected
+    assert cosine.min() >= 0.99  # r of 14 %: twice the expected
 
 
 RANDOM_MODELS: list[dict[str, Any]] = [
@@ -191,6 +194,6 @@ def test_random_model_errs_as_its_number_format_does(
         allowed = float(np.sqrt(np.mean((simulated - expected) ** 2)))
         # The embeddings' own 8-bit rounding is not simulated, and two roundings of one model are as two throws of
         # dice: hundreds of values, yet correlated through the layers. A wrong term anywhere costs a factor of 10.
-        assert error <= 1.5 * allowed, f"{name}: rms error {error}, the format's is {allowed}"
+        assert error <= 2.0 * allowed, f"{name}: rms error {error}, the format's is {allowed}"
         # The simulation itself must stay far from the signal, or the bound above would bound nothing.
         assert allowed <= 0.2 * float(np.std(expected)), name

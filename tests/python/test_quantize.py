@@ -188,7 +188,7 @@ def test_config_keys_that_may_be_missing(copy: Path, tmp_path: Path, missing: st
 # Checkpoints that are refused
 
 
-def refuse(checkpoint: Path, match: str) -> None:
+def refuse(checkpoint: Path, match: str | None) -> None:
     out = checkpoint.parent / "refused.safetensors"
     with pytest.raises(ModelError, match=match):
         quantize(checkpoint, out)
@@ -253,7 +253,7 @@ def test_other_model_type(copy: Path) -> None:
 )
 def test_config_that_makes_no_sense(copy: Path, key: str, value: object) -> None:
     change_config(copy, **{key: value})
-    refuse(copy, key if key not in ("n_heads", "vocab_size") else "")
+    refuse(copy, key if key not in ("n_heads", "vocab_size") else None)
 
 
 @pytest.mark.parametrize("content", ["", "no JSON", "[]", "null", "3", '{"dim": '])
@@ -369,12 +369,3 @@ def test_index_that_makes_no_sense(small_checkpoint: Path, tmp_path: Path, conte
     (folder / "model.safetensors.index.json").write_text(content, encoding="utf-8")
     with pytest.raises((ModelError, FileNotFoundError)):
         quantize(folder, tmp_path / "out.safetensors")
-
-
-def test_shard_outside_the_folder(small_checkpoint: Path, tmp_path: Path) -> None:
-    """An index is data: it may not send the reader to other places."""
-    folder = copy_checkpoint(small_checkpoint, tmp_path / "sharded", dtype="float16")
-    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
-    index = {"weight_map": dict.fromkeys(read_tensors(small_checkpoint), "../elsewhere.safetensors")}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    refuse(folder, "elsewhere")

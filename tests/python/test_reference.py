@@ -118,7 +118,7 @@ def test_copied_checkpoint_holds_the_same_weights(tmp_path: Path, dtype: str, sh
 def test_rounding_to_bfloat16() -> None:
     # 1 + 2^-8 lies midway between 1 and 1 + 2^-7: ties go to the even one; 1 + 3 * 2^-8 midway to 1 + 2^-6.
     values = np.array([1.0, 1 + 2**-8, 1 + 2**-8 + 2**-20, 1 + 3 * 2**-8, -3.0], np.float32)
-    np.testing.assert_array_equal(round_to(values, "bfloat16"), np.float32([1, 1, 1 + 2**-7, 1 + 2**-6, -3]))
+    np.testing.assert_array_equal(round_to(values, "bfloat16"), np.array([1, 1, 1 + 2**-7, 1 + 2**-6, -3], np.float32))
 
 
 def test_metrics_equal_scikit_learn() -> None:

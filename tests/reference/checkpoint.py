@@ -71,7 +71,7 @@ def read_tensors(folder: Path) -> dict[str, Float32]:
     """All tensors as float32, which holds every float16 and bfloat16 value exactly."""
     tensors: dict[str, Float32] = {}
     for path in weight_files(folder):
-        for name, tensor in deserialize(path.read_bytes()):
+        for name, tensor in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
             raw: bytes = tensor["data"]
             if tensor["dtype"] == "BF16":
                 # NumPy has no bfloat16: it is the upper half of a float32.

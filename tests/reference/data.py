@@ -40,7 +40,7 @@ def find_data() -> Path:
 
 
 def read_test_split(folder: Path) -> tuple[list[str], list[int]]:
-    """Return the 7,600 texts (title + " " + description, raw) and their labels 0..3 (World, Sports, Business, Sci/Tech).
+    """Return the 7,600 texts (title + " " + description) and their labels 0..3 (World, Sports, Business, Sci/Tech).
 
     Nothing is cleaned: the backslashes and `#39;` of the corpus stay, since the model was trained on them.
     """

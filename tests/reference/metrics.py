@@ -12,7 +12,7 @@ def mcnemar_p(first_right: Sequence[bool], second_right: Sequence[bool]) -> floa
     only_second = sum(b and not a for a, b in zip(first_right, second_right, strict=True))
     total = only_first + only_second
     tail = sum(math.comb(total, count) for count in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**total)
+    return min(1.0, float(2 * tail / 2**total))
 
 
 def class_report(true: Sequence[str], predicted: Sequence[str], order: Sequence[str]) -> str:

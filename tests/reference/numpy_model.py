@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +23,8 @@ _erf = np.frompyfunc(math.erf, 1, 1)
 
 def exact_linear(x: Float64, weight: Float64, bias: Float64) -> Float64:
     """x: (tokens, in), weight: (out, in), bias: (out,) -> (tokens, out)."""
-    return x @ weight.T + bias
+    product: Float64 = x @ weight.T + bias
+    return product
 
 
 def forward(
@@ -79,9 +79,11 @@ def _linear(x: Float64, weights: dict[str, Float64], name: str, linear: Linear) 
 def _layer_norm(x: Float64, weights: dict[str, Float64], name: str) -> Float64:
     centred = x - x.mean(axis=1, keepdims=True)
     variance = np.mean(centred * centred, axis=1, keepdims=True)
-    return centred / np.sqrt(variance + 1e-12) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    scaled: Float64 = centred / np.sqrt(variance + 1e-12) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    return scaled
 
 
 def _gelu(x: Float64) -> Float64:
-    erf: Any = _erf(x / math.sqrt(2.0))
-    return 0.5 * x * (1.0 + erf.astype(np.float64))
+    erf = np.asarray(_erf(x / math.sqrt(2.0)), np.float64)
+    product: Float64 = 0.5 * x * (1.0 + erf)
+    return product

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
 from .checkpoint import Float32, read_sizes, read_tensors
@@ -54,7 +55,7 @@ def build_onnx(checkpoint: Path, out: Path) -> Path:
     # Reshape copies a dimension whose size is given as 0.
     split_heads = graph.constant("split_heads", np.array([0, 0, sizes.heads, sizes.head], int64))
     merge_heads = graph.constant("merge_heads", np.array([0, 0, sizes.hidden], int64))
-    constants = {
+    constants: dict[str, npt.NDArray[Any]] = {
         "axis_0": np.array([0], int64),
         "axis_1": np.array([1], int64),
         "axis_2": np.array([2], int64),
@@ -155,9 +156,7 @@ def build_onnx(checkpoint: Path, out: Path) -> Path:
 
 
 def run_onnx(path: Path, ids: Sequence[Sequence[int]], threads: int) -> tuple[Float32, Float32]:
-    """Logits and first tokens of the texts in their order, run in batches of 32 of like length, padded to the longest."""
-    import onnxruntime  # here, so that building a graph needs no runtime
-
+    """Logits and first tokens of the texts, in their order; run in batches of 32 of like length, padded."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

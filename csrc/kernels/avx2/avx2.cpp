@@ -24,7 +24,7 @@ inline __attribute__((always_inline)) void multiply_add(const std::uint8_t* acti
         "vpmaddubsw %[w0], %[a], %[s0]\n\t"
         "vpmaddubsw %[w1], %[a], %[s1]"
         : [s0] "=&x"(sum0), [s1] "=&x"(sum1), [a] "=&x"(a)
-        : [m] "m"(*reinterpret_cast<const std::uint8_t(*)[kGroup]>(activations)), [w0] "x"(weights0),
+        : [m] "m"(*reinterpret_cast<const std::uint8_t (*)[kGroup]>(activations)), [w0] "x"(weights0),
           [w1] "x"(weights1));
     static_cast<void>(product);
   } else {
@@ -35,7 +35,7 @@ inline __attribute__((always_inline)) void multiply_add(const std::uint8_t* acti
         "vpaddw %[p], %[s0], %[s0]\n\t"
         "vpaddw %[a], %[s1], %[s1]"
         : [s0] "+x"(sum0), [s1] "+x"(sum1), [a] "=&x"(a), [p] "=&x"(product)
-        : [m] "m"(*reinterpret_cast<const std::uint8_t(*)[kGroup]>(activations)), [w0] "x"(weights0),
+        : [m] "m"(*reinterpret_cast<const std::uint8_t (*)[kGroup]>(activations)), [w0] "x"(weights0),
           [w1] "x"(weights1));
   }
 }
@@ -104,7 +104,7 @@ void gemm(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin,
 
 extern const Kernels kAvx2Kernels;
 const Kernels kAvx2Kernels = {
-    "avx2", cpu_has_avx2, gemm, quantize_tile, layer_norm, embed, softmax, gemm_f32,
+    "avx2", cpu_has_avx2, gemm, quantize_tile, layer_norm, embed, softmax, transpose, gemm_f32,
 };
 
 }  // namespace agnews_fast

@@ -10,9 +10,8 @@ namespace agnews_fast {
 namespace {
 
 // Lanes below n of a vector of 16: mask_words + 16 - n, for n in 0..16.
-alignas(64) constexpr std::int32_t kMaskWords[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
-                                                     -1, -1, -1, -1, -1, 0,  0,  0,  0,  0,  0,
-                                                     0,  0,  0,  0,  0,  0,  0,  0,  0,  0};
+alignas(64) constexpr std::int32_t kMaskWords[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                                     0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0};
 
 struct F32x16 {
   static constexpr int kTileVectors = 1;  // 6 rows x 1 vector: 12 sums in 16 registers

@@ -73,7 +73,7 @@ void gemm(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin,
 
 extern const Kernels kAvx512VnniKernels;
 const Kernels kAvx512VnniKernels = {
-    "avx512vnni", cpu_has_avx512vnni, gemm, quantize_tile, layer_norm, embed, softmax, gemm_f32,
+    "avx512vnni", cpu_has_avx512vnni, gemm, quantize_tile, layer_norm, embed, softmax, transpose, gemm_f32,
 };
 
 }  // namespace agnews_fast

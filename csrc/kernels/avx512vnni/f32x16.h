@@ -51,9 +51,7 @@ inline F32x16 operator*(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.lanes, b.l
 inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.lanes, b.lanes, c.lanes)}; }
 inline F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.lanes, b.lanes)}; }
 inline F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.lanes, b.lanes)}; }
-inline F32x16 round(F32x16 a) {
-  return {_mm512_roundscale_ps(a.lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
+inline F32x16 round(F32x16 a) { return {_mm512_roundscale_ps(a.lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline F32x16 pow2(F32x16 n) {
   const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n.lanes), _mm512_set1_epi32(127));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23))};

@@ -45,9 +45,12 @@ float gelu(float x) {
 
 float activate(Activation activation, float x) {
   switch (activation) {
-    case Activation::kGelu: return gelu(x);
-    case Activation::kRelu: return x > 0.0f ? x : 0.0f;
-    case Activation::kNone: break;
+    case Activation::kGelu:
+      return gelu(x);
+    case Activation::kRelu:
+      return x > 0.0f ? x : 0.0f;
+    case Activation::kNone:
+      break;
   }
   return x;
 }
@@ -61,12 +64,14 @@ void gemm(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin,
     const std::int64_t first = row / kRowTile * kRowTile;
     const std::int64_t tile_rows = a.rows - first < kRowTile ? a.rows - first : kRowTile;
     const std::uint8_t* tile = a.data + first * a.k + (row - first) * kGroup;
-    for (std::int64_t k = 0; k < w.k; ++k) rows[static_cast<std::size_t>(row * w.k + k)] = tile[k / kGroup * tile_rows * kGroup + k % kGroup];
+    for (std::int64_t k = 0; k < w.k; ++k)
+      rows[static_cast<std::size_t>(row * w.k + k)] = tile[k / kGroup * tile_rows * kGroup + k % kGroup];
   }
   for (std::int64_t n = panel_begin * kPanel; n < panel_end * kPanel; ++n) {
     const std::int64_t panel = n / kPanel, c = n % kPanel;
     const std::int8_t* packed = w.data + panel * kPanel * w.k + c * kGroup;
-    for (std::int64_t k = 0; k < w.k; ++k) column[static_cast<std::size_t>(k)] = packed[k / kGroup * kPanel * kGroup + k % kGroup];
+    for (std::int64_t k = 0; k < w.k; ++k)
+      column[static_cast<std::size_t>(k)] = packed[k / kGroup * kPanel * kGroup + k % kGroup];
     for (std::int64_t row = 0; row < a.rows; ++row) {
       const std::int16_t* activations = rows.data() + row * w.k;
       const std::int16_t* weights = column.data();
@@ -156,6 +161,14 @@ void softmax(float* scores, std::int64_t stride, std::int64_t rows, std::int64_t
   for (std::int64_t row = 0; row < rows; ++row) inverse_sum[row] = softmax_row(scores + row * stride, n);
 }
 
+void transpose(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, float* out,
+               std::int64_t out_stride) {
+  for (std::int64_t c = 0; c < columns; ++c) {
+    for (std::int64_t r = 0; r < rows; ++r) out[c * out_stride + r] = x[r * stride + c];
+    for (std::int64_t r = rows; r < round_up(rows, kLanes); ++r) out[c * out_stride + r] = 0.0f;
+  }
+}
+
 void gemm_f32(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride, std::int64_t m,
               std::int64_t n, std::int64_t k, const float* scale, const float* bias, float* c, std::int64_t c_stride) {
   for (std::int64_t i = 0; i < m; ++i) {
@@ -171,7 +184,7 @@ void gemm_f32(const float* a, std::int64_t a_stride, const float* b, std::int64_
 
 extern const Kernels kScalarKernels;
 const Kernels kScalarKernels = {
-    "scalar", [] { return true; }, gemm, quantize_tile, layer_norm, embed, softmax, gemm_f32,
+    "scalar", [] { return true; }, gemm, quantize_tile, layer_norm, embed, softmax, transpose, gemm_f32,
 };
 
 }  // namespace agnews_fast

@@ -42,15 +42,27 @@ template <template <int> class Kernel, typename... Context>
 inline void for_each_row_tile(const PackedRows& a, std::int64_t panel, float* out, std::int64_t out_stride,
                               const Context&... context) {
   for (std::int64_t row = 0; row < a.rows; row += kRowTile) {
-    const GemmTile tile = {a.data + row * a.k, a.scale + row,          a.zero_point + row, panel,
-                           out + row * out_stride + panel * kPanel, out_stride};
+    const GemmTile tile = {
+        a.data + row * a.k, a.scale + row, a.zero_point + row, panel, out + row * out_stride + panel * kPanel,
+        out_stride};
     switch (a.rows - row) {
-      case 1: Kernel<1>::run(tile, context...); break;
-      case 2: Kernel<2>::run(tile, context...); break;
-      case 3: Kernel<3>::run(tile, context...); break;
-      case 4: Kernel<4>::run(tile, context...); break;
-      case 5: Kernel<5>::run(tile, context...); break;
-      default: Kernel<kRowTile>::run(tile, context...);
+      case 1:
+        Kernel<1>::run(tile, context...);
+        break;
+      case 2:
+        Kernel<2>::run(tile, context...);
+        break;
+      case 3:
+        Kernel<3>::run(tile, context...);
+        break;
+      case 4:
+        Kernel<4>::run(tile, context...);
+        break;
+      case 5:
+        Kernel<5>::run(tile, context...);
+        break;
+      default:
+        Kernel<kRowTile>::run(tile, context...);
     }
   }
 }

@@ -220,6 +220,29 @@ void softmax(float* scores, std::int64_t stride, std::int64_t rows, std::int64_t
   if (row < rows) softmax_rows<1>(scores + row * stride, stride, n, inverse_sum + row);
 }
 
+void transpose(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, float* out,
+               std::int64_t out_stride) {
+  // Blocks of 4 x 4; rows past the end are read as zeros.
+  for (std::int64_t r = 0; r < rows; r += 4) {
+    const auto load = [&](std::int64_t i, std::int64_t c) {
+      return r + i < rows ? _mm_load_ps(x + (r + i) * stride + c) : _mm_setzero_ps();
+    };
+    for (std::int64_t c = 0; c < columns; c += 4) {
+      __m128 a = load(0, c), b = load(1, c), d = load(2, c), e = load(3, c);
+      _MM_TRANSPOSE4_PS(a, b, d, e);
+      float* to = out + c * out_stride + r;
+      _mm_store_ps(to, a);
+      _mm_store_ps(to + out_stride, b);
+      _mm_store_ps(to + 2 * out_stride, d);
+      _mm_store_ps(to + 3 * out_stride, e);
+    }
+  }
+  const std::int64_t written = (rows + 3) / 4 * 4, padded = (rows + kLanes - 1) / kLanes * kLanes;
+  for (std::int64_t c = 0; c < columns; ++c) {
+    for (std::int64_t r = written; r < padded; r += 4) _mm_store_ps(out + c * out_stride + r, _mm_setzero_ps());
+  }
+}
+
 // R rows x V vectors of c, every fma chain in a register.
 template <int R, int V>
 inline void gemm_f32_tile(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride, std::int64_t k,

@@ -1,0 +1,119 @@
+"""What a peer is: the interface that every file of this folder implements.
+
+Kept free of heavy imports, because the cold-start workload pays for them.
+"""
+
+import json
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+Ids = Sequence[Sequence[int]]
+Logits = npt.NDArray[np.float32]
+IsaVariables = Mapping[str, Mapping[str, str]]
+
+ISAS = ("avx2",)  # that a run can be held to
+WHOLE_LIST = 0  # as a batch size: hand the peer all texts in one call
+
+
+class Setting(NamedTuple):
+    """What a peer is given."""
+
+    checkpoint: Path  # Hugging Face folder
+    cache: Path  # holds what was built from this very checkpoint
+    threads: int
+
+
+class Backend(ABC):
+    """A loaded peer. The constructor loads it; nothing may run on more than `setting.threads` threads."""
+
+    name: ClassVar[str]  # on the command line and in the reports
+    title: ClassVar[str]
+    precision: ClassVar[Literal["fp32", "int8"]]
+    requires: ClassVar[tuple[str, ...]]  # top-level imports; one that is missing makes the peer absent
+    batch_sizes: ClassVar[tuple[int, ...]] = (1, 8, 32, 64)  # the calibration picks the fastest
+    # Instruction set -> environment variables that hold this peer to it; without an entry it can't be held.
+    isa_variables: ClassVar[IsaVariables] = {}
+
+    def __init__(self, setting: Setting) -> None:
+        config = json.loads((setting.checkpoint / "config.json").read_text(encoding="utf-8"))
+        self.tokenizer = Tokenizer.from_file(str(setting.checkpoint / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(config["max_position_embeddings"])
+
+    @classmethod  # noqa: B027 (peers that read the checkpoint itself build nothing)
+    def build(cls, setting: Setting, sample: Ids) -> None:
+        """Make the files that the constructor needs, unless they are there; `sample` serves static calibration."""
+
+    @abstractmethod
+    def logits_from_ids(self, batch: Ids) -> Logits:
+        """Logits (n, labels) of one batch of token ids with [CLS] and [SEP], in its order; pads as it needs."""
+
+    def logits(self, texts: Sequence[str]) -> Logits:
+        """Logits (n, labels) of one batch of raw texts."""
+        return self.logits_from_ids(self.tokenise(texts))
+
+    def run_ids(self, ids: Ids, batch_size: int) -> Logits:
+        """Logits of any number of tokenised texts: by default batches of neighbours in length, so padding is small."""
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        sorted_logits = [
+            self.logits_from_ids([ids[i] for i in order[start : start + batch_size]])
+            for start in range(0, len(order), batch_size)
+        ]
+        logits = np.concatenate(sorted_logits)
+        logits[order] = logits.copy()
+        return logits
+
+    def run_texts(self, texts: Sequence[str], batch_size: int) -> Logits:
+        """Logits of any number of raw texts. Lengths are known after tokenising, so that comes first, in one call."""
+        return self.run_ids(self.tokenise(texts), batch_size)
+
+    def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
+        if len(texts) == 1:
+            return [self.tokenizer.encode(texts[0]).ids]
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
+
+    def describe(self) -> str:
+        """What this peer says of itself once loaded, such as the instruction set in use."""
+        return ""
+
+
+def pad(batch: Ids) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """`input_ids` and `attention_mask` (n, tokens of the longest)."""
+    shape = (len(batch), max(len(ids) for ids in batch))
+    input_ids = np.zeros(shape, np.int64)
+    mask = np.zeros(shape, np.int64)
+    for row, ids in enumerate(batch):
+        input_ids[row, : len(ids)] = ids
+        mask[row, : len(ids)] = 1
+    return input_ids, mask
+
+
+def build_once(path: Path, build: Callable[[Path], Any]) -> None:
+    """Let `build` write the file or folder `path`, unless it is there; an interrupted build leaves nothing behind."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: OpenVINO and NumPy look at it.
+    partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
+    try:
+        build(partial)
+        os.replace(partial, path)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def version(distribution: str) -> str:
+    """For the names of built files, so that another release builds its own."""
+    return metadata.version(distribution)

@@ -1,0 +1,95 @@
+"""ONNX Runtime: fp32, and dynamic int8 (per channel) with weights of seven and of eight bits.
+
+All graph optimisations are on, which is the default and fuses attention, GELU and LayerNorm with the residual; the
+offline optimiser of `onnxruntime.transformers` makes the same graph differently and is no faster.
+"""
+# A peer may be missing, and cold start counts its import: both want it inside functions.
+# ruff: noqa: PLC0415
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from bench.backends.base import Backend, Ids, Logits, Setting, build_once, pad, version
+from bench.reference import reference_module
+
+
+def fp32_graph(setting: Setting) -> Path:
+    return setting.cache / "fp32.onnx"
+
+
+def build_fp32_graph(setting: Setting) -> None:
+    """Also the source of other peers' models."""
+    build_once(fp32_graph(setting), lambda out: reference_module("onnx_graph").build_onnx(setting.checkpoint, out))
+
+
+class OnnxRuntime(Backend):
+    requires = ("onnxruntime", "onnx", "safetensors")
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = setting.threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        path = self.model_file(setting)
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    @classmethod
+    def model_file(cls, setting: Setting) -> Path:
+        return fp32_graph(setting)
+
+    def logits_from_ids(self, batch: Ids) -> Logits:
+        input_ids, mask = pad(batch)
+        return np.asarray(self.session.run(["logits"], {"input_ids": input_ids, "attention_mask": mask})[0])
+
+
+class Fp32(OnnxRuntime):
+    name = "ort-fp32"
+    title = "ONNX Runtime fp32"
+    precision = "fp32"
+
+    @classmethod
+    def build(cls, setting: Setting, sample: Ids) -> None:
+        build_fp32_graph(setting)
+
+
+class Int8(OnnxRuntime):
+    name = "ort-int8-full"
+    title = "ONNX Runtime int8, 8-bit weights"
+    precision = "int8"
+    reduce_range: ClassVar[bool] = False
+
+    @classmethod
+    def model_file(cls, setting: Setting) -> Path:
+        return setting.cache / f"{cls.name}-{version('onnxruntime')}.onnx"
+
+    @classmethod
+    def build(cls, setting: Setting, sample: Ids) -> None:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        def quantise(out: Path) -> None:
+            quantize_dynamic(
+                fp32_graph(setting),
+                out,
+                per_channel=True,
+                reduce_range=cls.reduce_range,
+                weight_type=QuantType.QInt8,
+            )
+
+        build_fp32_graph(setting)
+        build_once(cls.model_file(setting), quantise)
+
+
+class Int8ReducedRange(Int8):
+    """What ONNX Runtime advises where int8 products may saturate, that is on AVX2 and AVX-512 without VNNI."""
+
+    name = "ort-int8"
+    title = "ONNX Runtime int8, reduce_range"
+    reduce_range = True
+
+
+PEERS = (Fp32, Int8ReducedRange, Int8)

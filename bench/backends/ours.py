@@ -1,0 +1,65 @@
+"""agnews_fast itself: no sorting, no padding, texts in the order they come."""
+# A peer may be missing, and cold start counts its import: both want it inside functions.
+# ruff: noqa: PLC0415
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from bench.backends.base import WHOLE_LIST, Backend, Ids, IsaVariables, Logits, Setting, build_once
+
+
+def model_file(setting: Setting) -> Path:
+    """The quantised model, named after the installed code: while that is worked on, its version says nothing."""
+    import agnews_fast
+    import agnews_fast._core
+
+    code = hashlib.sha256(Path(agnews_fast._core.__file__).read_bytes())
+    for path in sorted(Path(agnews_fast.__file__).parent.glob("*.py")):
+        code.update(path.read_bytes())
+    return setting.cache / f"agnews_fast-{code.hexdigest()[:12]}.safetensors"
+
+
+class AgnewsFast(Backend):
+    name = "agnews-fast"
+    title = "agnews_fast"
+    precision = "int8"
+    requires = ("agnews_fast",)
+    # One call with all texts is how the package is meant to be used, so it competes with the fixed sizes.
+    batch_sizes = (*Backend.batch_sizes, WHOLE_LIST)
+    isa_variables: ClassVar[IsaVariables] = {"avx2": {"AGNEWS_FAST_ISA": "avx2"}}
+
+    def __init__(self, setting: Setting) -> None:
+        from agnews_fast import Classifier
+
+        # Not Backend's constructor: the classifier brings its own tokenizer.
+        self.classifier = Classifier(model_file(setting), threads=setting.threads)
+
+    @classmethod
+    def build(cls, setting: Setting, sample: Ids) -> None:
+        import agnews_fast
+
+        build_once(model_file(setting), lambda out: agnews_fast.quantize(setting.checkpoint, out))
+
+    def logits_from_ids(self, batch: Ids) -> Logits:
+        return np.asarray(self.classifier.logits_from_ids(batch))
+
+    def logits(self, texts: Sequence[str]) -> Logits:
+        return np.asarray(self.classifier.logits(texts))
+
+    def run_ids(self, ids: Ids, batch_size: int) -> Logits:
+        size = batch_size or len(ids)
+        return np.concatenate([self.logits_from_ids(ids[i : i + size]) for i in range(0, len(ids), size)])
+
+    def run_texts(self, texts: Sequence[str], batch_size: int) -> Logits:
+        size = batch_size or len(texts)
+        return np.concatenate([self.logits(texts[i : i + size]) for i in range(0, len(texts), size)])
+
+    def describe(self) -> str:
+        return f"ISA {self.classifier.isa}"
+
+
+PEERS = (AgnewsFast,)

@@ -1,0 +1,220 @@
+// Speed of each kernel on each instruction set, in work per cycle. Cycles are calibrated in the same run, by a chain of
+// dependent additions (one a cycle on every x86-64 and Arm core), and time is this thread's CPU time, so that other load
+// on the machine disturbs little. Kernels are interleaved and the median of the rounds is reported.
+//
+//   bench_kernels [--rounds N] [--isa NAME]
+#include <time.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/registry.h"
+#include "runtime/aligned_buffer.h"
+
+namespace {
+
+using agnews_fast::Activation;
+using agnews_fast::AlignedBuffer;
+using agnews_fast::Kernels;
+using agnews_fast::kGroup;
+using agnews_fast::kLanes;
+using agnews_fast::kPanel;
+using agnews_fast::kRowTile;
+using agnews_fast::PackedRows;
+using agnews_fast::PackedWeights;
+using agnews_fast::Quantization;
+
+double cpu_seconds() {
+  timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+double cycles_per_second() {
+  constexpr std::uint64_t kAdditions = 20'000'000;
+  const double start = cpu_seconds();
+  std::uint64_t sum = 1;
+  for (std::uint64_t i = 0; i < kAdditions; i += 10) {
+    // Ten dependent additions; the loop's own instructions run beside them.
+#if defined(__x86_64__)
+    asm volatile(
+        "add %0, %0\n\tadd %0, %0\n\tadd %0, %0\n\tadd %0, %0\n\tadd %0, %0\n\t"
+        "add %0, %0\n\tadd %0, %0\n\tadd %0, %0\n\tadd %0, %0\n\tadd %0, %0"
+        : "+r"(sum));
+#else
+    for (int j = 0; j < 10; ++j) asm volatile("add %0, %0, %0" : "+r"(sum));
+#endif
+  }
+  return static_cast<double>(kAdditions) / (cpu_seconds() - start);
+}
+
+struct Case {
+  std::string isa, kernel, shape, unit;
+  double work;  // units of work a call
+  std::function<void()> call;
+  std::vector<double> per_cycle = {};
+};
+
+template <typename T>
+std::shared_ptr<AlignedBuffer<T>> buffer(std::int64_t size, const std::function<T()>& value) {
+  auto data = std::make_shared<AlignedBuffer<T>>();
+  data->grow(static_cast<std::size_t>(size) + 64);
+  for (std::int64_t i = 0; i < size; ++i) data->data()[i] = value();
+  return data;
+}
+
+std::mt19937 random_bits(1);
+
+float uniform() { return std::uniform_real_distribution<float>(-1.0f, 1.0f)(random_bits); }
+
+// Outlier density as in the packaged model: 0.05 % of the weights.
+Case gemm_case(const Kernels& kernels, std::int64_t rows, std::int64_t k, std::int64_t n, int depth,
+               Activation activation) {
+  const std::int64_t outliers_per_panel = k * kPanel / 2000;
+  auto activations = buffer<std::uint8_t>(rows * k, [] { return static_cast<std::uint8_t>(random_bits() % 128); });
+  auto weights = buffer<std::int8_t>(n * k, [] { return static_cast<std::int8_t>(random_bits() % 13 - 6); });
+  auto row_scale = buffer<float>(rows, [] { return 0.01f; });
+  auto column_scale = buffer<float>(n, [] { return 0.01f; });
+  auto bias = buffer<float>(n, uniform);
+  auto zero_point = buffer<std::int32_t>(rows, [] { return 60; });
+  auto column_sum = buffer<std::int32_t>(n, [] { return 5; });
+  std::int32_t next = 0;
+  auto begin = buffer<std::int32_t>(n / kPanel + 1, [&] {
+    const std::int32_t value = next;
+    next += static_cast<std::int32_t>(outliers_per_panel);
+    return value;
+  });
+  const std::int64_t outliers = outliers_per_panel * (n / kPanel);
+  auto outlier_k = buffer<std::int32_t>(outliers, [&] { return static_cast<std::int32_t>(random_bits() % k); });
+  auto outlier_column = buffer<std::int32_t>(outliers, [] { return static_cast<std::int32_t>(random_bits() % 16); });
+  auto outlier_value = buffer<std::int32_t>(outliers, [] { return 200; });
+  auto out = buffer<float>(rows * n, [] { return 0.0f; });
+  const char* name = activation == Activation::kGelu ? "gemm+gelu" : depth == 8 ? "gemm" : "gemm depth 4";
+  return {kernels.name,
+          name,
+          std::to_string(rows) + " x " + std::to_string(k) + " x " + std::to_string(n),
+          "MAC",
+          static_cast<double>(rows * k * n),
+          [=, &kernels] {
+            const PackedRows a = {activations->data(), row_scale->data(), zero_point->data(), rows, k};
+            const PackedWeights w = {weights->data(),
+                                     column_scale->data(),
+                                     bias->data(),
+                                     column_sum->data(),
+                                     begin->data(),
+                                     outlier_k->data(),
+                                     outlier_column->data(),
+                                     outlier_value->data(),
+                                     n,
+                                     k,
+                                     depth};
+            kernels.gemm(a, w, 0, n / kPanel, activation, out->data(), n);
+          }};
+}
+
+void add_row_cases(const Kernels& kernels, std::vector<Case>& cases) {
+  for (const std::int64_t columns : {std::int64_t{768}, std::int64_t{3072}}) {
+    const std::int64_t k = columns + 32;
+    auto x = buffer<float>(kRowTile * columns, uniform);
+    auto divisor = buffer<float>(columns, [] { return 1.0f; });
+    auto split = buffer<std::int32_t>(32, [=] { return static_cast<std::int32_t>(random_bits() % columns); });
+    auto tile = buffer<std::uint8_t>(kRowTile * k, [] { return std::uint8_t{0}; });
+    auto scale = buffer<float>(kRowTile, [] { return 0.0f; });
+    auto zero_point = buffer<std::int32_t>(kRowTile, [] { return 0; });
+    cases.push_back({kernels.name, "quantize_tile", "6 x " + std::to_string(columns), "float",
+                     static_cast<double>(kRowTile * columns), [=, &kernels] {
+                       const Quantization q = {divisor->data(), split->data(), columns, 32, k, 127};
+                       kernels.quantize_tile(x->data(), columns, kRowTile, q, tile->data(), scale->data(),
+                                             zero_point->data());
+                     }});
+  }
+  auto x = buffer<float>(6 * 768, uniform), residual = buffer<float>(6 * 768, uniform);
+  auto y = buffer<float>(6 * 768, uniform), gamma = buffer<float>(768, uniform);
+  cases.push_back({kernels.name, "layer_norm", "6 x 768", "float", 6 * 768.0, [=, &kernels] {
+                     kernels.layer_norm(x->data(), residual->data(), 768, 6, 768, gamma->data(), gamma->data(), 1e-12f,
+                                        y->data());
+                   }});
+  auto word = buffer<std::int8_t>(768, [] { return static_cast<std::int8_t>(random_bits()); });
+  cases.push_back({kernels.name, "embed", "768", "float", 768.0,
+                   [=, &kernels] { kernels.embed(word->data(), 0.01f, x->data(), 768, y->data()); }});
+  for (const std::int64_t tokens : {std::int64_t{53}, std::int64_t{512}}) {
+    const std::int64_t rows = std::min<std::int64_t>(48, tokens), padded = (tokens + kLanes - 1) / kLanes * kLanes;
+    auto original = buffer<float>(rows * padded, uniform), scores = buffer<float>(rows * padded, uniform);
+    auto inverse = buffer<float>(rows, uniform);
+    cases.push_back({kernels.name, "softmax", std::to_string(rows) + " x " + std::to_string(tokens), "float",
+                     static_cast<double>(rows * tokens), [=, &kernels] {
+                       std::memcpy(scores->data(), original->data(),
+                                   static_cast<std::size_t>(rows * padded) * sizeof(float));
+                       kernels.softmax(scores->data(), padded, rows, tokens, inverse->data());
+                     }});
+    auto q = buffer<float>(rows * 2320, uniform), keys = buffer<float>(64 * padded, uniform);
+    auto v = buffer<float>(tokens * 2320, uniform), products = buffer<float>(rows * padded, uniform);
+    auto context = buffer<float>(rows * 2320, uniform);
+    cases.push_back({kernels.name, "gemm_f32 q k", std::to_string(rows) + " x 64 x " + std::to_string(tokens), "MAC",
+                     static_cast<double>(rows * 64 * tokens), [=, &kernels] {
+                       kernels.gemm_f32(q->data(), 2320, keys->data(), padded, rows, padded, 64, nullptr, nullptr,
+                                        products->data(), padded);
+                     }});
+    cases.push_back({kernels.name, "gemm_f32 p v", std::to_string(rows) + " x " + std::to_string(tokens) + " x 64",
+                     "MAC", static_cast<double>(rows * 64 * tokens), [=, &kernels] {
+                       kernels.gemm_f32(products->data(), padded, v->data(), 2320, rows, 64, tokens, inverse->data(),
+                                        nullptr, context->data(), 2320);
+                     }});
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int rounds = 9;
+  std::string only;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    if (std::strcmp(argv[i], "--rounds") == 0) rounds = std::max(1, std::atoi(argv[i + 1]));
+    if (std::strcmp(argv[i], "--isa") == 0) only = argv[i + 1];
+  }
+  std::vector<Case> cases;
+  for (const Kernels* kernels : agnews_fast::available_kernels()) {
+    if (only.empty() ? std::strcmp(kernels->name, "scalar") == 0 : only != kernels->name) continue;
+    for (const std::int64_t rows : {48, 96, 192, 384}) {
+      for (const auto& [k, n] :
+           {std::pair<std::int64_t, std::int64_t>{768, 768}, {768, 2304}, {768, 3072}, {3072, 768}}) {
+        cases.push_back(gemm_case(*kernels, rows, k, n, 8, Activation::kNone));
+      }
+    }
+    for (const std::int64_t rows : {1, 2, 3, 6, 12}) {
+      cases.push_back(gemm_case(*kernels, rows, 768, 2304, 8, Activation::kNone));
+    }
+    cases.push_back(gemm_case(*kernels, 96, 768, 3072, 4, Activation::kNone));
+    cases.push_back(gemm_case(*kernels, 96, 768, 3072, 8, Activation::kGelu));
+    add_row_cases(*kernels, cases);
+  }
+  for (int round = 0; round < rounds; ++round) {
+    for (Case& c : cases) {
+      const double frequency = cycles_per_second();
+      c.call();
+      // At least 2 ms a measurement, judged by a first timed call.
+      double seconds = cpu_seconds();
+      c.call();
+      seconds = cpu_seconds() - seconds;
+      const int repeats = std::max(1, static_cast<int>(2e-3 / std::max(seconds, 1e-8)));
+      const double start = cpu_seconds();
+      for (int i = 0; i < repeats; ++i) c.call();
+      c.per_cycle.push_back(c.work * repeats / (cpu_seconds() - start) / frequency);
+    }
+  }
+  std::printf("%-11s %-14s %-18s %10s %10s %10s\n", "isa", "kernel", "rows x k x n", "median", "least", "unit/cycle");
+  for (Case& c : cases) {
+    std::sort(c.per_cycle.begin(), c.per_cycle.end());
+    std::printf("%-11s %-14s %-18s %10.2f %10.2f %10s\n", c.isa.c_str(), c.kernel.c_str(), c.shape.c_str(),
+                c.per_cycle[c.per_cycle.size() / 2], c.per_cycle.front(), c.unit.c_str());
+  }
+  return 0;
+}

@@ -1,0 +1,34 @@
+"""Medians, spreads and ratios of values that come one a round."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Summary(NamedTuple):
+    median: float
+    low: float
+    high: float
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    return Summary(float(np.median(values)), float(min(values)), float(max(values)))
+
+
+def percentiles(values: Sequence[float], points: Sequence[float]) -> list[float]:
+    """Linearly interpolated."""
+    return [float(value) for value in np.percentile(np.asarray(values), points)]
+
+
+def advantage(ours: Sequence[float], theirs: Sequence[float], *, higher_is_better: bool) -> Summary:
+    """How many times better `ours` is, round by round, so that noise both felt in a round cancels."""
+    if len(ours) != len(theirs):
+        raise ValueError(f"expected the same rounds on both sides, got {len(ours)} and {len(theirs)}")
+    pairs = list(zip(ours, theirs, strict=True))
+    return summarise([our / their if higher_is_better else their / our for our, their in pairs])
+
+
+def agreement(labels: Sequence[int], reference: Sequence[int]) -> float:
+    """Share of equal labels."""
+    return float(np.mean(np.asarray(labels) == np.asarray(reference)))

@@ -1,0 +1,72 @@
+"""A peer's process. Requests come as JSON lines on standard input and are answered one by one.
+
+Between requests the process blocks on reading, so peers that wait for their turn cost no CPU time.
+"""
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import backends, workloads
+from .backends.base import Setting
+from .inputs import read_inputs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One peer's process; started by `python -m bench compare`.")
+    parser.add_argument("peer", help="FILE:NAME")
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--inputs", type=Path, required=True)
+    options = parser.parse_args()
+    # Libraries print on standard output; the answers need a channel of their own.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(work: Callable[[], Any]) -> None:
+        try:
+            reply = {"result": work()}
+        except Exception:
+            reply = {"error": traceback.format_exc()}
+        answers.write(json.dumps(reply) + "\n")
+        answers.flush()
+
+    setting = Setting(options.checkpoint, options.cache, options.threads)
+    worker = Worker(options.peer, setting, options.inputs)
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer(partial(getattr(worker, request.pop("operation")), **request))
+
+
+class Worker:
+    """The requests a driver may make: a method each."""
+
+    def __init__(self, spec: str, setting: Setting, inputs: Path) -> None:
+        self.peer = backends.find(spec)
+        self.setting = setting
+        self.datasets = read_inputs(inputs)
+
+    def build(self, sample: str) -> None:
+        self.peer.build(self.setting, self.datasets[sample].ids)
+
+    def load(self) -> str:
+        self.backend = self.peer(self.setting)
+        return self.backend.describe()
+
+    def run(self, workload: str, dataset: str, **arguments: Any) -> workloads.Result:
+        work: Callable[..., workloads.Result] = getattr(workloads, workload)
+        return work(self.backend, self.datasets[dataset], **arguments)
+
+    def memory(self) -> workloads.Result:
+        return workloads.memory()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "arrays.h"
+#include "check.h"
+#include "kernels/each_isa.h"
+
+namespace agnews_fast {
+namespace {
+
+struct Tile {
+  Tile(std::int64_t row_count, std::int64_t column_count, std::int64_t split_count, int level_count,
+       std::int64_t spare_k = 0)
+      : rows(row_count),
+        columns(column_count),
+        splits(split_count),
+        k((column_count + split_count + kKBlock - 1) / kKBlock * kKBlock + spare_k),
+        stride(column_count + 16),
+        levels(level_count),
+        x((row_count - 1) * stride + column_count),
+        inverse_divisor(column_count, 1.0f),
+        split_channel(split_count),
+        bytes(row_count * k, 0xee),
+        scale(row_count, NAN),
+        zero_point(row_count, -1) {}
+
+  float& at(std::int64_t row, std::int64_t column) { return x[row * stride + column]; }
+  float at(std::int64_t row, std::int64_t column) const { return x[row * stride + column]; }
+  std::uint8_t level(std::int64_t row, std::int64_t slot) const {
+    return bytes[slot / kGroup * rows * kGroup + row * kGroup + slot % kGroup];
+  }
+
+  // Quantises, and checks the bits against the specification and what holds for any input.
+  void run(const Kernels& kernels) {
+    const Quantization q = {inverse_divisor.data(), split_channel.data(), columns, splits, k, levels};
+    Array<std::uint8_t> specified(rows * k, 0xdd);
+    Array<float> specified_scale(rows);
+    Array<std::int32_t> specified_zero_point(rows);
+    scalar_kernels().quantize_tile(x.data(), stride, rows, q, specified.data(), specified_scale.data(),
+                                   specified_zero_point.data());
+    kernels.quantize_tile(x.data(), stride, rows, q, bytes.data(), scale.data(), zero_point.data());
+    CHECK_SAME_BITS(bytes.data(), specified.data(), bytes.size());
+    CHECK_SAME_BITS(scale.data(), specified_scale.data(), rows);
+    CHECK_SAME_BITS(zero_point.data(), specified_zero_point.data(), rows);
+    for (std::int64_t row = 0; row < rows; ++row) {
+      for (std::int64_t slot = 0; slot < k; ++slot) CHECK(level(row, slot) <= levels);
+      for (std::int64_t i = 0; i < splits; ++i) CHECK_EQ(level(row, columns + i), level(row, split_channel[i]));
+      for (std::int64_t slot = columns + splits; slot < k; ++slot) CHECK_EQ(level(row, slot), 0);
+    }
+  }
+
+  // Compares one row of finite values with the definition.
+  void check_row(std::int64_t row) const {
+    const check::Scope scope("row ", row);
+    const auto value = [&](std::int64_t c) {
+      // The exact product, rounded once.
+      return static_cast<double>(static_cast<float>(static_cast<double>(at(row, c)) * inverse_divisor[c]));
+    };
+    double lo = 0.0, hi = 0.0;
+    for (std::int64_t c = 0; c < columns; ++c) {
+      lo = std::min(lo, value(c));
+      hi = std::max(hi, value(c));
+    }
+    if (hi - lo < kSmallestRange) {
+      CHECK_EQ(scale[row], 0.0f);
+      CHECK_EQ(zero_point[row], 0);
+      for (std::int64_t c = 0; c < columns; ++c) CHECK_EQ(level(row, c), 0);
+      return;
+    }
+    const double exact_scale = (hi - lo) / levels;
+    CHECK_NEAR(scale[row], exact_scale, 2.01 * kUnitRoundoff * exact_scale);  // hi - lo and the quotient round
+    // hi - lo, inverse and -lo * inverse or the fma: 3 roundings of at most u of `levels`; then half a level.
+    const double half = 0.5 + 3.1 * kUnitRoundoff * levels;
+    CHECK(zero_point[row] >= 0 && zero_point[row] <= levels);
+    CHECK_NEAR(zero_point[row], -lo / exact_scale, half);
+    // Clamping to 0..levels takes back at most what rounding the zero point added.
+    for (std::int64_t c = 0; c < columns; ++c) {
+      CHECK_NEAR(level(row, c), value(c) / exact_scale + zero_point[row], half);
+    }
+  }
+
+  std::int64_t rows, columns, splits, k, stride;
+  int levels;
+  Array<float> x, inverse_divisor;
+  Array<std::int32_t> split_channel;
+  Array<std::uint8_t> bytes;
+  Array<float> scale;
+  Array<std::int32_t> zero_point;
+};
+
+TEST_EACH_ISA(quantize_tile_of_random_rows) {
+  Random random(9);
+  for (const std::int64_t columns : {16, 32, 48, 112, 144, 768, 3072}) {
+    for (std::int64_t rows = 1; rows <= kRowTile; ++rows) {
+      for (const std::int64_t splits : {std::int64_t{0}, std::int64_t{1}, std::int64_t{5}, 16 + columns % 32}) {
+        const int levels = random.integer(0, 1) == 0 ? 127 : 255;
+        const check::Scope scope("columns ", columns, ", rows ", rows, ", splits ", splits, ", levels ", levels);
+        Tile tile(rows, columns, splits, levels, splits == 1 ? kKBlock : 0);
+        for (std::int64_t i = 0; i < splits; ++i) {
+          const std::int64_t channel = i == 0 ? columns - 1 : random.integer(0, columns - 1);
+          tile.split_channel[i] = static_cast<std::int32_t>(channel);
+          tile.inverse_divisor[channel] = 1.0f / static_cast<float>(random.integer(2, 9));
+        }
+        for (std::int64_t row = 0; row < rows; ++row) {
+          const double magnitude = std::pow(10.0, random.uniform(-3, 3)), offset = random.uniform(-1, 1);
+          for (std::int64_t c = 0; c < columns; ++c) {
+            tile.at(row, c) = static_cast<float>(magnitude * (offset + random.normal()));
+          }
+        }
+        tile.run(kernels);
+        for (std::int64_t row = 0; row < rows; ++row) tile.check_row(row);
+      }
+    }
+  }
+}
+
+TEST_EACH_ISA(quantize_tile_of_extreme_rows) {
+  Random random(10);
+  const std::int64_t columns = 80, last = columns - 1;
+  using Fill = void (*)(Tile&, std::int64_t row, Random&);
+  static constexpr auto kConstant = [](Tile& tile, std::int64_t row, float value) {
+    for (std::int64_t c = 0; c < tile.columns; ++c) tile.at(row, c) = value;
+  };
+  const std::vector<std::pair<const char*, Fill>> fills = {
+      {"zeros", [](Tile& t, std::int64_t row, Random&) { kConstant(t, row, 0.0f); }},
+      {"negative zeros", [](Tile& t, std::int64_t row, Random&) { kConstant(t, row, -0.0f); }},
+      {"denormals", [](Tile& t, std::int64_t row, Random&) { kConstant(t, row, 1e-40f); }},
+      {"below the smallest range", [](Tile& t, std::int64_t row, Random&) { kConstant(t, row, -0.99e-30f); }},
+      {"above the smallest range", [](Tile& t, std::int64_t row, Random&) { kConstant(t, row, 1.01e-30f); }},
+      {"constant", [](Tile& t, std::int64_t row, Random&) { kConstant(t, row, 0.7f); }},
+      {"negative constant", [](Tile& t, std::int64_t row, Random&) { kConstant(t, row, -0.7f); }},
+      {"huge", [](Tile& t, std::int64_t row, Random&) { kConstant(t, row, 1e30f); }},
+      {"negative",
+       [](Tile& t, std::int64_t row, Random& r) {
+         for (std::int64_t c = 0; c < t.columns; ++c) t.at(row, c) = static_cast<float>(r.uniform(-3, -1));
+       }},
+      {"huge, both signs",
+       [](Tile& t, std::int64_t row, Random& r) {
+         for (std::int64_t c = 0; c < t.columns; ++c) t.at(row, c) = static_cast<float>(r.uniform(-1e30, 1e30));
+       }},
+      {"one of 1e4",
+       [](Tile& t, std::int64_t row, Random& r) {
+         for (std::int64_t c = 0; c < t.columns; ++c) t.at(row, c) = static_cast<float>(0.1 * r.normal());
+         t.at(row, t.columns - 1) = 1e4f;
+       }},
+      {"one of -1e4 among denormals",
+       [](Tile& t, std::int64_t row, Random&) {
+         kConstant(t, row, 1e-40f);
+         t.at(row, 0) = -1e4f;
+       }},
+      {"halfway between levels",
+       [](Tile& t, std::int64_t row, Random&) {
+         for (std::int64_t c = 0; c < t.columns; ++c) t.at(row, c) = static_cast<float>(c) + 0.5f;
+         t.at(row, t.columns - 1) = static_cast<float>(t.levels);
+       }},
+  };
+  for (const int levels : {127, 255}) {
+    for (const auto& [name, fill] : fills) {
+      for (const std::int64_t row : {0, 2, 3}) {
+        const check::Scope scope(name, ", levels ", levels);
+        Tile tile(4, columns, 3, levels);
+        tile.split_channel[0] = static_cast<std::int32_t>(last);
+        // Its neighbours in the tile are ordinary rows, which must not notice.
+        for (float& x : tile.x) x = static_cast<float>(random.normal());
+        fill(tile, row, random);
+        tile.run(kernels);
+        for (std::int64_t i = 0; i < tile.rows; ++i) tile.check_row(i);
+      }
+    }
+  }
+}
+
+TEST_EACH_ISA(quantize_tile_uses_the_whole_range) {
+  for (const int levels : {127, 255}) {
+    Tile tile(3, 16, 0, levels);
+    for (std::int64_t c = 0; c < 16; ++c) {
+      tile.at(0, c) = 2.0f;
+      tile.at(1, c) = -2.0f;
+      tile.at(2, c) = c % 2 == 0 ? 0.0f : 5.0f;
+    }
+    tile.run(kernels);
+    CHECK_EQ(tile.zero_point[0], 0);
+    CHECK_EQ(tile.zero_point[1], levels);
+    for (std::int64_t c = 0; c < 16; ++c) {
+      CHECK_EQ(tile.level(0, c), levels);
+      CHECK_EQ(tile.level(1, c), 0);
+      CHECK_EQ(tile.level(2, c), c % 2 == 0 ? 0 : levels);
+    }
+  }
+}
+
+TEST_EACH_ISA(quantize_tile_takes_nan_as_zero_and_leaves_the_rest_alone) {
+  Random random(11);
+  const std::int64_t columns = 48;
+  for (const std::int64_t at : {0, 5, 17, 47}) {
+    for (const float nan : {NAN, -NAN, std::numeric_limits<float>::signaling_NaN()}) {
+      const check::Scope scope("at ", at);
+      Tile tile(2, columns, 1, 127), without(2, columns, 1, 127);
+      for (std::int64_t i = 0; i < tile.x.size(); ++i) without.x[i] = tile.x[i] = static_cast<float>(random.normal());
+      tile.at(1, at) = nan;
+      without.at(1, at) = 0.0f;
+      tile.run(kernels);
+      without.run(kernels);
+      CHECK_EQ(tile.level(1, at), 0);
+      CHECK_SAME_BITS(tile.scale.data(), without.scale.data(), 2);
+      CHECK_SAME_BITS(tile.zero_point.data(), without.zero_point.data(), 2);
+      for (std::int64_t c = 0; c < columns; ++c) {
+        if (c != at) CHECK_EQ(tile.level(1, c), without.level(1, c));
+      }
+    }
+  }
+  Tile all(1, columns, 0, 255);
+  for (float& x : all.x) x = NAN;
+  all.run(kernels);
+  CHECK_EQ(all.scale[0], 0.0f);
+}
+
+TEST_EACH_ISA(quantize_tile_of_infinities_equals_the_specification) {
+  Random random(12);
+  for (const int levels : {127, 255}) {
+    for (const std::int64_t at : {0, 5, 17, 47}) {
+      for (const auto& [one, other] :
+           {std::pair{INFINITY, 1.0f}, {-INFINITY, 1.0f}, {INFINITY, -INFINITY}, {INFINITY, NAN}, {3e38f, -3e38f}}) {
+        const check::Scope scope("at ", at, ": ", one, " and ", other);
+        Tile tile(3, 48, 2, levels);
+        for (float& x : tile.x) x = static_cast<float>(random.normal());
+        tile.at(1, at) = one;
+        tile.at(1, (at + 20) % 48) = other;
+        tile.run(kernels);
+        tile.check_row(0);
+        tile.check_row(2);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace agnews_fast

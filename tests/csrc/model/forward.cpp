@@ -1,0 +1,189 @@
+#include "model/forward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "kernels/each_isa.h"
+#include "model/random_model.h"
+#include "model/reference_forward.h"
+
+namespace agnews_fast {
+namespace {
+
+// Longer than the blocks of queries (48) and of the feed-forward network (96), shorter, and at the edges of vectors.
+const std::vector<std::int64_t> kLengths = {1, 3, 17, 2, 49, 16, 1, 5, 1, 2, 97, 1, 2, 3};
+
+struct Answer {
+  std::vector<float> logits, first_token;
+};
+
+Answer run(const Model& model, const Kernels& kernels, const Batch& batch, int members = 1,
+           Workspace* reused = nullptr) {
+  Workspace fresh;
+  Workspace& workspace = reused != nullptr ? *reused : fresh;
+  workspace.grow(model, batch, members);
+  Answer answer = {std::vector<float>(static_cast<std::size_t>(batch.texts * model.config.labels), NAN),
+                   std::vector<float>(static_cast<std::size_t>(batch.texts * model.config.hidden), NAN)};
+  Barrier barrier(members);
+  const auto work = [&](int rank) {
+    Forward(model, kernels, workspace)
+        .run(batch, Member{rank, members, members > 1 ? &barrier : nullptr}, answer.logits.data(),
+             answer.first_token.data());
+  };
+  std::vector<std::thread> threads;
+  for (int rank = 1; rank < members; ++rank) threads.emplace_back(work, rank);
+  work(0);
+  for (std::thread& thread : threads) thread.join();
+  return answer;
+}
+
+// `part` is the answer to the texts from `first` on of the batch that `all` answers.
+void check_part(const Config& config, const Answer& part, const Answer& all, std::int64_t first) {
+  CHECK_SAME_BITS(part.logits.data(), all.logits.data() + first * config.labels,
+                  static_cast<std::int64_t>(part.logits.size()));
+  CHECK_SAME_BITS(part.first_token.data(), all.first_token.data() + first * config.hidden,
+                  static_cast<std::int64_t>(part.first_token.size()));
+}
+
+void for_each_model(const std::function<void(const RandomModel&, const Model&, const Batch&)>& visit) {
+  std::uint64_t seed = 30;
+  for (const Config& config : test_configs()) {
+    const check::Scope scope("hidden ", config.hidden, ", heads ", config.heads, ", levels ", config.levels, ", depth ",
+                             config.depth);
+    RandomModel random(config, ++seed);
+    random.forbid_gaps();
+    const Model model = random.load();
+    const Texts texts(config, kLengths, seed);
+    visit(random, model, {texts.ids.data(), texts.offsets.data(), static_cast<std::int64_t>(kLengths.size())});
+  }
+}
+
+double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  double most = 0.0;
+  for (std::size_t i = 0; i < a.size(); ++i) most = std::max(most, std::fabs(a[i] - b[i]));
+  return most;
+}
+
+std::vector<double> slice(const std::vector<float>& all, std::int64_t text, std::int64_t width) {
+  return {all.begin() + text * width, all.begin() + (text + 1) * width};
+}
+
+TEST_EACH_ISA(a_forward_pass_computes_the_network) {
+  for_each_model([&](const RandomModel& random, const Model& model, const Batch& batch) {
+    const Config& config = model.config;
+    const Answer got = run(model, kernels, batch);
+    // float and double differ by 1e-6 or so, until a value so near to the middle of two levels comes that they round it
+    // apart. From there on they differ as quantisation itself does, whose size is measured here. So: all texts agree
+    // within that, and most of the short ones, where such values are few, to nearly all digits.
+    double noise = 0.0;
+    std::vector<double> differences;
+    int close = 0, shorts = 0;
+    for (std::int64_t text = 0; text < batch.texts; ++text) {
+      const std::int32_t* ids = batch.ids + batch.offsets[text];
+      const Reference quantized = reference_forward(random.plain, ids, batch.length(text), true);
+      const Reference exact = reference_forward(random.plain, ids, batch.length(text), false);
+      noise = std::max({noise, largest_difference(quantized.logits, exact.logits),
+                        largest_difference(quantized.first_token, exact.first_token)});
+      differences.push_back(
+          std::max(largest_difference(slice(got.logits, text, config.labels), quantized.logits),
+                   largest_difference(slice(got.first_token, text, config.hidden), quantized.first_token)));
+      if (batch.length(text) <= 3) {
+        ++shorts;
+        close += differences.back() < 5e-5 ? 1 : 0;
+      }
+    }
+    CHECK(noise < 0.5);  // or the comparison would say little
+    for (std::size_t text = 0; text < differences.size(); ++text) {
+      const check::Scope scope("text ", text);
+      CHECK_NEAR(differences[text], 0.0, noise + 5e-5);
+    }
+    CHECK(close * 2 > shorts);
+  });
+}
+
+TEST_EACH_ISA(a_text_has_the_same_bits_on_every_instruction_set_alone_and_in_any_batch) {
+  for_each_model([&](const RandomModel&, const Model& model, const Batch& batch) {
+    const Answer specified = run(model, scalar_kernels(), batch);
+    check_part(model.config, run(model, kernels, batch), specified, 0);
+    Workspace reused;  // keeps what earlier, longer texts have left
+    for (std::int64_t text = batch.texts - 1; text >= 0; --text) {
+      const check::Scope scope("text ", text);
+      const Batch alone = batch.slice(text, text + 1);
+      check_part(model.config, run(model, kernels, alone, 1, &reused), specified, text);
+    }
+    for (const auto& [begin, end] : {std::pair{1, 4}, {3, 9}, {5, 14}}) {
+      const check::Scope scope("texts ", begin, " to ", end);
+      check_part(model.config, run(model, kernels, batch.slice(begin, end), 1, &reused), specified, begin);
+    }
+  });
+}
+
+TEST_EACH_ISA(a_team_of_any_size_computes_the_same_bits) {
+  for_each_model([&](const RandomModel&, const Model& model, const Batch& batch) {
+    const Answer alone = run(model, kernels, batch);
+    Workspace reused;
+    for (const int members : {2, 3, 4}) {
+      const check::Scope scope("members ", members);
+      check_part(model.config, run(model, kernels, batch, members), alone, 0);
+      // One text, short and long: less than a row tile a member, and more.
+      for (const std::int64_t text : {0, 7, 10}) {
+        const check::Scope one("text ", text);
+        check_part(model.config, run(model, kernels, batch.slice(text, text + 1), members, &reused), alone, text);
+      }
+    }
+  });
+}
+
+TEST(maxima_do_not_change_the_answer_and_hold_what_the_linears_see) {
+  for_each_model([&](const RandomModel& random, const Model& model, const Batch& batch) {
+    const Config& config = model.config;
+    ChannelMaxima maxima;
+    for (const EncoderLayer& layer : model.layers) {
+      for (const Linear* linear : {&layer.qkv, &layer.out, &layer.ffn1, &layer.ffn2}) {
+        maxima.emplace_back(static_cast<std::size_t>(linear->input.columns), 0.0f);
+      }
+    }
+    const Kernels& kernels = select_kernels("");
+    Workspace workspace;
+    workspace.grow(model, batch, 1);
+    Answer answer = run(model, kernels, batch);
+    const Answer before = answer;
+    Forward(model, kernels, workspace, {.maxima = &maxima})
+        .run(batch, Member{}, answer.logits.data(), answer.first_token.data());
+    check_part(config, answer, before, 0);
+
+    std::vector<std::vector<double>> expected(maxima.size());
+    double noise = 0.0;  // as above
+    for (std::int64_t text = 0; text < batch.texts; ++text) {
+      const std::int32_t* ids = batch.ids + batch.offsets[text];
+      const Reference quantized = reference_forward(random.plain, ids, batch.length(text), true);
+      const Reference exact = reference_forward(random.plain, ids, batch.length(text), false);
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        expected[i].resize(quantized.maxima[i].size(), 0.0);
+        for (std::size_t c = 0; c < expected[i].size(); ++c) {
+          expected[i][c] = std::max(expected[i][c], quantized.maxima[i][c]);
+        }
+        noise = std::max(noise, largest_difference(quantized.maxima[i], exact.maxima[i]));
+      }
+    }
+    const auto head_size = static_cast<std::size_t>(config.hidden / config.heads);
+    for (std::size_t i = 0; i < maxima.size(); ++i) {
+      std::vector<double> padded(maxima[i].size(), 0.0);
+      for (std::size_t c = 0; c < expected[i].size(); ++c) {
+        const bool by_head = i % 4 == 1;  // `out`
+        padded[by_head ? c / head_size * static_cast<std::size_t>(config.head()) + c % head_size : c] = expected[i][c];
+      }
+      for (std::size_t c = 0; c < padded.size(); ++c) {
+        const check::Scope scope("linear ", i, ", channel ", c);
+        CHECK_NEAR(maxima[i][c], padded[c], i == 0 ? 1e-5 : noise + 1e-5);
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace agnews_fast

@@ -1,0 +1,187 @@
+#include "model/model.h"
+
+#include <cmath>
+
+#include "check.h"
+#include "model/error.h"
+#include "model/random_model.h"
+
+namespace agnews_fast {
+namespace {
+
+Config small() { return {1, 21, 7, 35, 33, 19, 3, Activation::kGelu, 1e-12f, 127, 8}; }
+
+// Loading, after `damage` has changed one part of a good model.
+template <typename Damage>
+void load_damaged(Damage damage) {
+  RandomModel model(small(), 1);
+  damage(model);
+  model.load();
+}
+
+TEST(sizes_are_padded_as_documented) {
+  Config config = small();
+  CHECK_EQ(config.padded_hidden(), 32);
+  CHECK_EQ(config.padded_ffn(), 48);
+  CHECK_EQ(config.padded_labels(), 16);
+  CHECK_EQ(config.head(), 16);
+  CHECK_EQ(config.context(), 112);
+  config.hidden = 768;
+  config.heads = 12;
+  CHECK_EQ(config.padded_hidden(), 768);
+  CHECK_EQ(config.head(), 64);
+  CHECK_EQ(config.context(), 768);
+}
+
+TEST(every_size_has_limits) {
+  const auto refused = [](auto change, const std::string& part) {
+    Config config = small();
+    config.check();
+    change(config);
+    CHECK_THROWS(config.check(), ModelError, part);
+  };
+  for (const std::int64_t bad : {std::int64_t{0}, std::int64_t{-1}, INT64_MIN, std::int64_t{1} << 40, INT64_MAX}) {
+    refused([=](Config& c) { c.layers = bad; }, "expected layers from 1 to");
+    refused([=](Config& c) { c.hidden = bad; }, "expected hidden from 1 to");
+    refused([=](Config& c) { c.heads = bad; }, "expected heads from 1 to 21");
+    refused([=](Config& c) { c.ffn = bad; }, "expected ffn from 1 to");
+    refused([=](Config& c) { c.vocabulary = bad; }, "expected vocabulary from 1 to");
+    refused([=](Config& c) { c.positions = bad; }, "expected positions from 1 to");
+    refused([=](Config& c) { c.labels = bad; }, "expected labels from 1 to");
+    refused([=](Config& c) { c.labels = bad; }, "got " + std::to_string(bad));
+  }
+  refused([](Config& c) { c.heads = 2; }, "expected hidden to be a multiple of heads, got 21 and 2");
+  for (const int bad : {0, -1, 126, 128, 256}) {
+    refused([=](Config& c) { c.levels = bad; }, "expected levels 127 or 255, got " + std::to_string(bad));
+  }
+  for (const int bad : {0, 1, 2, 5, 7, 16, -8}) {
+    refused([=](Config& c) { c.depth = bad; }, "expected depth 4 or 8, got " + std::to_string(bad));
+  }
+  for (const float bad : {0.0f, -1e-12f, NAN, INFINITY}) {
+    refused([=](Config& c) { c.layer_norm_epsilon = bad; }, "layer_norm_epsilon");
+  }
+}
+
+TEST(a_model_is_views_into_the_file) {
+  for (const Config& config : test_configs()) {
+    RandomModel random(config, 2);
+    const Model model = random.load();
+    CHECK_EQ(model.layers.size(), static_cast<std::size_t>(config.layers));
+    CHECK_EQ(model.word, random.data<std::int8_t>("embeddings.word"));
+    CHECK_EQ(model.position, random.data<float>("embeddings.position"));
+    CHECK_EQ(model.classifier, random.data<float>("classifier.weight"));
+    std::size_t index = 0;
+    for (const EncoderLayer& layer : model.layers) {
+      for (const Linear* linear : {&layer.qkv, &layer.out, &layer.ffn1, &layer.ffn2}) {
+        CHECK_EQ(linear->index, index++);
+        CHECK_EQ(linear->input.k, linear->weights.k);
+        CHECK_EQ(linear->input.k % kKBlock, 0);
+        CHECK(linear->input.columns + linear->input.splits <= linear->input.k);
+        CHECK_EQ(linear->input.levels, config.levels);
+        CHECK_EQ(linear->weights.depth, config.depth);
+      }
+      CHECK_EQ(layer.qkv.weights.n, 3 * config.context());
+      CHECK_EQ(layer.out.input.columns, config.context());
+      CHECK_EQ(layer.ffn1.weights.n, config.padded_ffn());
+      CHECK_EQ(layer.ffn2.input.columns, config.padded_ffn());
+    }
+    const std::string last = "layers." + std::to_string(config.layers - 1) + ".ffn2.weight";
+    CHECK_EQ(model.layers.back().ffn2.weights.data, random.data<std::int8_t>(last));
+  }
+}
+
+TEST(every_tensor_is_needed_with_its_type_and_shape_and_all_its_bytes) {
+  const RandomModel model(small(), 3);
+  for (const auto& [name, info] : model.tensors) {
+    const check::Scope scope("tensor ", name);
+    const auto load_with = [&](auto change) {
+      TensorTable table = [&] {
+        std::map<std::string, TensorInfo> tensors = model.tensors;
+        change(tensors);
+        return TensorTable(model.bytes.data(), static_cast<std::size_t>(model.bytes.size()), std::move(tensors));
+      }();
+      const Model loaded(model.plain.config, table);
+    };
+    const std::string key = name;
+    CHECK_THROWS(load_with([&](auto& tensors) { tensors.erase(key); }), ModelError, "tensor '" + key + "' is missing");
+    CHECK_THROWS(load_with([&](auto& tensors) { tensors[key].dtype = "F16"; }), ModelError, "'" + key + "': expected");
+    CHECK_THROWS(load_with([&](auto& tensors) { tensors[key].shape.push_back(1); }), ModelError,
+                 "'" + key + "': expected");
+    // A list may have any length, but then what describes it no longer fits; one past the end fits nothing.
+    CHECK_THROWS(load_with([&](auto& tensors) { tensors[key].shape[0] += 1; }), ModelError, "expected");
+    CHECK_THROWS(load_with([&](auto& tensors) { tensors[key].end += 4; }), ModelError, "'" + key + "': expected");
+    CHECK_THROWS(load_with([&](auto& tensors) {
+                   const std::uint64_t size = tensors[key].end - tensors[key].begin;
+                   const auto file = static_cast<std::uint64_t>(model.bytes.size());
+                   tensors[key].begin = file - size + 64;
+                   tensors[key].end = file + 64;
+                 }),
+                 ModelError, "inside a file of " + std::to_string(model.bytes.size()));
+  }
+}
+
+TEST(a_tensor_too_many_is_refused) {
+  CHECK_THROWS(
+      load_damaged([](RandomModel& m) { m.tensors["layers.1.qkv.weight"] = m.tensors["layers.0.qkv.weight"]; }),
+      ModelError, "tensor 'layers.1.qkv.weight' is not part of this model");
+}
+
+TEST(floats_must_be_finite) {
+  const RandomModel model(small(), 1);
+  for (const auto& [name, info] : model.tensors) {
+    if (info.dtype != "F32") continue;
+    const std::string key = name;
+    const auto elements = static_cast<std::int64_t>((info.end - info.begin) / sizeof(float));
+    for (const std::int64_t i : {std::int64_t{0}, elements - 1}) {
+      CHECK_THROWS(load_damaged([&](RandomModel& m) { m.data<float>(key)[i] = NAN; }), ModelError,
+                   "tensor '" + key + "' holds a value that is not finite");
+    }
+  }
+}
+
+TEST(divisors_are_above_0_and_at_most_1) {
+  for (const char* linear : {"qkv", "out", "ffn1", "ffn2"}) {
+    const std::string name = std::string("layers.0.") + linear + ".inverse_divisor";
+    for (const float bad : {0.0f, -0.0f, -0.5f, 1.0000001f, 1e30f}) {
+      CHECK_THROWS(load_damaged([&](RandomModel& m) { m.data<float>(name)[2] = bad; }), ModelError,
+                   name + "[2]: expected a value in (0, 1]");
+    }
+    load_damaged([&](RandomModel& m) { m.data<float>(name)[2] = 1e-40f; });
+  }
+}
+
+TEST(split_channels_are_inputs) {
+  // ffn1 of this seed has split channels; a seed without them would make the test pass for nothing.
+  CHECK(RandomModel(small(), 1).tensors["layers.0.ffn1.split_channel"].shape[0] > 0);
+  for (const std::int32_t bad : {-1, 32, INT32_MIN, INT32_MAX}) {
+    CHECK_THROWS(load_damaged([&](RandomModel& m) { m.data<std::int32_t>("layers.0.ffn1.split_channel")[0] = bad; }),
+                 ModelError, "layers.0.ffn1.split_channel[0]: expected 0 to 31, got " + std::to_string(bad));
+  }
+}
+
+TEST(lists_of_absurd_length_are_refused) {
+  for (const std::int64_t bad : {std::int64_t{-1}, std::int64_t{33}, INT64_MAX, INT64_MIN}) {
+    CHECK_THROWS(load_damaged([&](RandomModel& m) { m.tensors["layers.0.ffn1.split_channel"].shape[0] = bad; }),
+                 ModelError, "layers.0.ffn1");
+  }
+  for (const std::int64_t bad : {std::int64_t{-1}, std::int64_t{100000}, INT64_MAX, INT64_MIN}) {
+    CHECK_THROWS(load_damaged([&](RandomModel& m) { m.tensors["layers.0.qkv.outlier_k"].shape[0] = bad; }), ModelError,
+                 "layers.0.qkv");
+  }
+}
+
+TEST(weights_are_checked) {
+  for (const char* linear : {"qkv", "out", "ffn1", "ffn2"}) {
+    const std::string name = std::string("layers.0.") + linear;
+    const auto change = [&](auto damage) { load_damaged([&](RandomModel& m) { damage(m); }); };
+    CHECK_THROWS(change([&](RandomModel& m) { m.data<std::int8_t>(name + ".weight")[17] ^= 1; }), ModelError,
+                 name + ".weight, output column 4: the weights add up to");
+    CHECK_THROWS(change([&](RandomModel& m) { m.data<std::int32_t>(name + ".column_sum")[0] += 1; }), ModelError,
+                 name + ".weight, output column 0");
+    CHECK_THROWS(change([&](RandomModel& m) { m.data<std::int32_t>(name + ".outlier_begin")[0] = 1; }), ModelError,
+                 name + ".weight: outlier_begin");
+  }
+}
+
+}  // namespace
+}  // namespace agnews_fast

@@ -1,0 +1,258 @@
+#include "model/random_model.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
+namespace agnews_fast {
+namespace {
+
+struct Raw {
+  std::string name;
+  std::string dtype;
+  std::vector<std::int64_t> shape;
+  std::vector<std::byte> bytes;
+};
+
+template <typename T>
+constexpr const char* kDtype = nullptr;
+template <>
+constexpr const char* kDtype<float> = "F32";
+template <>
+constexpr const char* kDtype<std::int32_t> = "I32";
+template <>
+constexpr const char* kDtype<std::int8_t> = "I8";
+
+class Builder {
+ public:
+  Builder(PlainModel& plain, std::uint64_t seed) : plain_(plain), config_(plain.config), random_(seed) {}
+
+  std::vector<Raw> build() {
+    const std::int64_t hidden = config_.hidden, padded_hidden = config_.padded_hidden();
+    std::vector<std::int8_t> word(size(round_up(config_.vocabulary, kLanes) * padded_hidden));
+    std::vector<float> word_scale(size(round_up(config_.vocabulary, kLanes)), 1.0f);
+    for (std::int64_t id = 0; id < config_.vocabulary; ++id) {
+      word_scale[size(id)] = number(0.0005, 0.001);
+      for (std::int64_t c = 0; c < hidden; ++c) {
+        word[size(id * padded_hidden + c)] = static_cast<std::int8_t>(random_.integer(-127, 127));
+        plain_.word.push_back(static_cast<double>(word[size(id * padded_hidden + c)]) * word_scale[size(id)]);
+      }
+    }
+    add("embeddings.word", {round_up(config_.vocabulary, kLanes), padded_hidden}, word);
+    add("embeddings.word_scale", {round_up(config_.vocabulary, kLanes)}, word_scale);
+    std::vector<float> position(size(config_.positions * padded_hidden));
+    for (std::int64_t row = 0; row < config_.positions; ++row) {
+      for (std::int64_t c = 0; c < hidden; ++c) {
+        plain_.position.push_back(position[size(row * padded_hidden + c)] = number(-0.04, 0.04));
+      }
+    }
+    add("embeddings.position", {config_.positions, padded_hidden}, position);
+    plain_.embedding_norm = add_norm("embeddings.norm");
+    for (std::int64_t i = 0; i < config_.layers; ++i) add_layer("layers." + std::to_string(i) + ".");
+    plain_.pre_classifier = add_head("pre_classifier", hidden, padded_hidden, plain_.pre_classifier_bias);
+    plain_.classifier = add_head("classifier", config_.labels, config_.padded_labels(), plain_.classifier_bias);
+    return std::move(raws_);
+  }
+
+ private:
+  static std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
+  float number(double low, double high) { return static_cast<float>(random_.uniform(low, high)); }
+
+  template <typename T>
+  void add(const std::string& name, std::vector<std::int64_t> shape, const std::vector<T>& values) {
+    std::vector<std::byte> bytes(values.size() * sizeof(T));
+    if (!bytes.empty()) std::memcpy(bytes.data(), values.data(), bytes.size());
+    raws_.push_back({name, kDtype<T>, std::move(shape), std::move(bytes)});
+  }
+
+  PlainNorm add_norm(const std::string& name) {
+    PlainNorm norm;
+    std::vector<float> gamma(size(config_.padded_hidden())), beta(size(config_.padded_hidden()));
+    for (std::int64_t c = 0; c < config_.hidden; ++c) {
+      norm.gamma.push_back(gamma[size(c)] = number(0.8, 1.2) * (c % 64 == 5 ? 4.0f : 1.0f));
+      norm.beta.push_back(beta[size(c)] = number(-0.2, 0.2));
+    }
+    add(name + ".gamma", {config_.padded_hidden()}, gamma);
+    add(name + ".beta", {config_.padded_hidden()}, beta);
+    return norm;
+  }
+
+  std::vector<double> add_head(const std::string& name, std::int64_t outputs, std::int64_t padded_outputs,
+                               std::vector<double>& plain_bias) {
+    const std::int64_t inputs = config_.hidden;
+    std::vector<float> weight(size(inputs * padded_outputs)), bias(size(padded_outputs));
+    std::vector<double> plain(size(outputs * inputs));
+    const double bound = 2.0 / std::sqrt(static_cast<double>(inputs));
+    for (std::int64_t o = 0; o < outputs; ++o) {
+      plain_bias.push_back(bias[size(o)] = number(-0.2, 0.2));
+      for (std::int64_t i = 0; i < inputs; ++i) {
+        plain[size(o * inputs + i)] = weight[size(i * padded_outputs + o)] = number(-bound, bound);
+      }
+    }
+    add(name + ".weight", {inputs, padded_outputs}, weight);
+    add(name + ".bias", {padded_outputs}, bias);
+    return plain;
+  }
+
+  void add_layer(const std::string& name) {
+    const std::int64_t hidden = config_.hidden, head_size = hidden / config_.heads,
+                       padded_hidden = config_.padded_hidden();
+    const auto same = [](std::int64_t i) { return i; };
+    const auto in_heads = [&](std::int64_t i) { return i / head_size * config_.head() + i % head_size; };
+    const auto in_qkv = [&](std::int64_t i) { return i / hidden * config_.context() + in_heads(i % hidden); };
+    const auto one = [](std::int64_t) { return 1.0; };
+    const auto query = [&](std::int64_t o) {
+      return o < hidden ? 1.0 / std::sqrt(static_cast<double>(head_size)) : 1.0;
+    };
+    PlainLayer layer;
+    layer.qkv = add_linear(name + "qkv", hidden, padded_hidden, same, 3 * hidden, 3 * config_.context(), in_qkv, query);
+    layer.out = add_linear(name + "out", hidden, config_.context(), in_heads, hidden, padded_hidden, same, one);
+    layer.ffn1 = add_linear(name + "ffn1", hidden, padded_hidden, same, config_.ffn, config_.padded_ffn(), same, one);
+    layer.ffn2 = add_linear(name + "ffn2", config_.ffn, config_.padded_ffn(), same, hidden, padded_hidden, same, one);
+    layer.attention_norm = add_norm(name + "attention_norm");
+    layer.output_norm = add_norm(name + "output_norm");
+    plain_.layers.push_back(std::move(layer));
+  }
+
+  // slot_of, column_of: where an input or output of the plain matrix lies among the padded ones; factor: what an output
+  // is multiplied by in the file.
+  template <typename SlotOf, typename ColumnOf, typename Factor>
+  PlainLinear add_linear(const std::string& name, std::int64_t inputs, std::int64_t padded_inputs, SlotOf slot_of,
+                         std::int64_t outputs, std::int64_t padded_outputs, ColumnOf column_of, Factor factor) {
+    PlainLinear plain = {
+        inputs, outputs, {}, {}, std::vector<double>(size(inputs), 1.0), std::vector<int>(size(inputs), 1)};
+    std::vector<float> inverse_divisor(size(padded_inputs), 1.0f);
+    std::vector<std::int32_t> split_channel;
+    std::vector<std::vector<std::int64_t>> slots(size(inputs));
+    for (std::int64_t i = 0; i < inputs; ++i) slots[size(i)] = {slot_of(i)};
+    for (std::int64_t splits = random_.integer(0, 4); splits > 0; --splits) {
+      const std::int64_t i = random_.integer(0, inputs - 1);
+      std::vector<std::int64_t>& of_channel = slots[size(i)];
+      if (of_channel.size() > 1) continue;
+      for (std::int64_t more = random_.integer(1, 3); more > 0; --more) {
+        of_channel.push_back(padded_inputs + static_cast<std::int64_t>(split_channel.size()));
+        split_channel.push_back(static_cast<std::int32_t>(slot_of(i)));
+      }
+      const float inverse = 1.0f / static_cast<float>(of_channel.size());
+      plain.inverse_divisor[size(i)] = inverse_divisor[size(slot_of(i))] = inverse;
+      plain.slots[size(i)] = static_cast<int>(of_channel.size());
+    }
+    const std::int64_t k = round_up(padded_inputs + static_cast<std::int64_t>(split_channel.size()), kKBlock);
+
+    std::vector<std::int32_t> integers(size(padded_outputs * k));  // (padded outputs, k), before the bound
+    std::vector<float> scale(size(padded_outputs), 1.0f), bias(size(padded_outputs));
+    for (std::int64_t o = 0; o < outputs; ++o) {
+      const std::int64_t column = column_of(o);
+      // Integers of standard deviation 24 for outputs of standard deviation near 1.
+      const double typical = 1.0 / (24.0 * std::sqrt(static_cast<double>(inputs)));
+      scale[size(column)] = static_cast<float>(typical * random_.uniform(0.7, 1.3) * factor(o));
+      bias[size(column)] = static_cast<float>(random_.uniform(-0.2, 0.2) * factor(o));
+      plain.bias.push_back(bias[size(column)] / factor(o));
+      for (std::int64_t i = 0; i < inputs; ++i) {
+        auto w = static_cast<std::int32_t>(std::lround(24.0 * random_.normal()));
+        if (random_.integer(0, 999) == 0) w *= 20;
+        plain.weight.push_back(w * static_cast<double>(scale[size(column)]) / factor(o));
+        for (const std::int64_t slot : slots[size(i)]) integers[size(column * k + slot)] = w;
+      }
+    }
+    add_packed(name, integers, padded_outputs, k);
+    add(name + ".inverse_divisor", {padded_inputs}, inverse_divisor);
+    add(name + ".split_channel", {static_cast<std::int64_t>(split_channel.size())}, split_channel);
+    add(name + ".scale", {padded_outputs}, scale);
+    add(name + ".bias", {padded_outputs}, bias);
+    return plain;
+  }
+
+  // Takes out of each window of 2 * depth weights what exceeds 8 or 16 bits; see kernels.h and model/overflow.h.
+  void add_packed(const std::string& name, const std::vector<std::int32_t>& integers, std::int64_t n, std::int64_t k) {
+    const std::int64_t panels = n / kPanel, block = kGroup * config_.depth;
+    std::vector<std::int8_t> weight(size(n * k));
+    std::vector<std::int32_t> column_sum(size(n)), begin(size(round_up(panels + 1, kLanes)));
+    std::vector<std::int32_t> outlier_k, outlier_column, outlier_value;
+    for (std::int64_t column = 0; column < n; ++column) {
+      std::int32_t positive[2] = {}, negative[2] = {};
+      for (std::int64_t i = 0; i < k; ++i) {
+        const std::int64_t pair = i % kGroup / 2;
+        if (i % block == 0) {
+          for (int p = 0; p < 2; ++p) positive[p] = negative[p] = 32767 / config_.levels;
+        }
+        const std::int32_t whole = integers[size(column * k + i)];
+        const std::int32_t fits = std::clamp(whole, -std::min(127, negative[pair]), std::min(127, positive[pair]));
+        (fits > 0 ? positive : negative)[pair] -= std::abs(fits);
+        const std::int64_t group = column / kPanel * (k / kGroup) + i / kGroup;
+        weight[size((group * kPanel + column % kPanel) * kGroup + i % kGroup)] = static_cast<std::int8_t>(fits);
+        column_sum[size(column)] += whole;
+        if (fits != whole) {
+          outlier_k.push_back(static_cast<std::int32_t>(i));
+          outlier_column.push_back(static_cast<std::int32_t>(column % kPanel));
+          outlier_value.push_back(whole - fits);
+        }
+      }
+      begin[size(column / kPanel + 1)] = static_cast<std::int32_t>(outlier_k.size());
+    }
+    const auto outliers = static_cast<std::int64_t>(outlier_k.size());
+    add(name + ".weight", {panels, k / kGroup, kPanel, kGroup}, weight);
+    add(name + ".column_sum", {n}, column_sum);
+    add(name + ".outlier_begin", {static_cast<std::int64_t>(begin.size())}, begin);
+    add(name + ".outlier_k", {outliers}, outlier_k);
+    add(name + ".outlier_column", {outliers}, outlier_column);
+    add(name + ".outlier_value", {outliers}, outlier_value);
+  }
+
+  PlainModel& plain_;
+  const Config config_;
+  Random random_;
+  std::vector<Raw> raws_;
+};
+
+}  // namespace
+
+RandomModel::RandomModel(const Config& config, std::uint64_t seed) {
+  plain.config = config;
+  const std::vector<Raw> raws = Builder(plain, seed).build();
+  std::int64_t end = 0;
+  for (const Raw& raw : raws) {
+    // At least 64 bytes between two tensors, see forbid_gaps; none behind the last.
+    const std::int64_t begin = round_up(end + 64, 64);
+    end = begin + static_cast<std::int64_t>(raw.bytes.size());
+    tensors[raw.name] = {raw.dtype, raw.shape, static_cast<std::uint64_t>(begin), static_cast<std::uint64_t>(end)};
+  }
+  bytes = Array<std::byte>(end);
+  for (const Raw& raw : raws) std::copy(raw.bytes.begin(), raw.bytes.end(), bytes.data() + tensors[raw.name].begin);
+}
+
+void RandomModel::forbid_gaps() {
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_POISON_MEMORY_REGION(bytes.data(), static_cast<std::size_t>(bytes.size()));
+  for (const auto& [name, tensor] : tensors) {
+    ASAN_UNPOISON_MEMORY_REGION(bytes.data() + tensor.begin, tensor.end - tensor.begin);
+  }
+#endif
+}
+
+std::vector<Config> test_configs() {
+  // layers, hidden, heads, ffn, vocabulary, positions, labels, activation, epsilon, levels, depth
+  return {
+      {2, 128, 2, 192, 100, 110, 7, Activation::kGelu, 1e-12f, 127, 8},
+      {3, 120, 3, 200, 101, 64, 17, Activation::kRelu, 1e-5f, 255, 4},
+      {1, 21, 7, 35, 33, 19, 1, Activation::kGelu, 1e-12f, 255, 8},
+      {1, 1, 1, 1, 1, 1, 1, Activation::kRelu, 1e-12f, 127, 4},
+  };
+}
+
+Texts::Texts(const Config& config, const std::vector<std::int64_t>& lengths, std::uint64_t seed) : offsets{0} {
+  Random random(seed);
+  for (const std::int64_t wanted : lengths) {
+    const std::int64_t length = std::min(wanted, config.positions);
+    for (std::int64_t i = 0; i < length; ++i) {
+      ids.push_back(static_cast<std::int32_t>(random.integer(0, config.vocabulary - 1)));
+    }
+    offsets.push_back(static_cast<std::int64_t>(ids.size()));
+  }
+}
+
+}  // namespace agnews_fast

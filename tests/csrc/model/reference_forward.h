@@ -1,0 +1,22 @@
+// The forward pass as the paper has it, in double precision, on plain matrices.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "model/random_model.h"
+
+namespace agnews_fast {
+
+struct Reference {
+  std::vector<double> logits;       // (labels)
+  std::vector<double> first_token;  // (hidden)
+  // The largest magnitude of each input of qkv, out, ffn1, ffn2 of each layer; in the last layer only the first token's
+  // rows count, but for k and v.
+  std::vector<std::vector<double>> maxima;
+};
+
+// One text. quantized: with the inputs of each Linear rounded to levels, row by row, as kernels.h defines it.
+Reference reference_forward(const PlainModel& model, const std::int32_t* ids, std::int64_t tokens, bool quantized);
+
+}  // namespace agnews_fast
