@@ -1,4 +1,4 @@
-"""Where a forward pass spends its time (`python -m bench stages`), and the kernels alone (`python -m bench kernels`)."""
+"""Where a forward pass spends its time (`bench stages`), and the kernels by themselves (`bench kernels`)."""
 
 from __future__ import annotations
 

@@ -130,8 +130,8 @@ def test_accuracy_is_that_of_fp32(split: Split) -> None:
 
 
 def test_accuracy(split: Split) -> None:
-    # What the checkpoint's card states, 92.32 %, less the 0.10 points that quantisation may cost.
-    assert split.ours_right.mean() >= 0.9222
+    # What the pipeline that this package replaces reaches.
+    assert split.ours_right.mean() >= 0.93
 
 
 def test_mean_logit_difference(split: Split) -> None:

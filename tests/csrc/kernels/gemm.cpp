@@ -257,7 +257,8 @@ TEST_EACH_ISA(gemm_with_every_range_of_panels) {
     randomize_scales(problem, random);
     for (std::int64_t begin = 0; begin <= panels; ++begin) {
       for (std::int64_t end = begin; end <= panels; ++end) {
-        check_panels(kernels, problem, begin, end, kActivations[++options % 3], options % 2 * 32);
+        ++options;
+        check_panels(kernels, problem, begin, end, kActivations[options % 3], options % 2 * 32);
       }
     }
   }
@@ -268,7 +269,8 @@ TEST_EACH_ISA(gemm_with_long_rows) {
   int options = 0;
   for (const std::int64_t k : {32, 64, 96, 160, 800, 1568, 3104}) {
     for (const std::int64_t rows : {1, 5, 6, 13}) {
-      const auto& [levels, depth] = kLevelsAndDepths[++options % 4];
+      ++options;
+      const auto& [levels, depth] = kLevelsAndDepths[options % 4];
       check_random(kernels, {rows, 32, k, levels, depth}, random, kActivations[options % 3]);
     }
   }
@@ -278,7 +280,8 @@ TEST_EACH_ISA(gemm_with_many_columns) {
   Random random(23);
   int options = 0;
   for (const std::int64_t n : {16, 80, 144, 784, 3104}) {
-    const auto& [levels, depth] = kLevelsAndDepths[++options % 4];
+    ++options;
+    const auto& [levels, depth] = kLevelsAndDepths[options % 4];
     check_random(kernels, {7, n, 64, levels, depth}, random, kActivations[options % 3], 16);
   }
 }

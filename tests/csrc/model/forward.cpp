@@ -72,16 +72,28 @@ std::vector<double> slice(const std::vector<float>& all, std::int64_t text, std:
   return {all.begin() + text * width, all.begin() + (text + 1) * width};
 }
 
+// What float may differ from double by, in values near 1: some hundred roundings of 6e-8, seldom all one way.
+constexpr double kRounding = 5e-5;
+
+// Of the core from the reference, which quantises as the core does. That small a difference can grow: where a value lies
+// so near to the middle of two levels that they round it apart, and from there on they differ as quantisation itself
+// does. Its size is `noise`: what the reference differs by from itself without quantisation.
+void check_differences(const std::vector<double>& differences, double noise) {
+  std::size_t grown = 0;
+  for (std::size_t i = 0; i < differences.size(); ++i) {
+    const check::Scope scope("difference ", i, " of ", differences.size());
+    CHECK_NEAR(differences[i], 0.0, noise + kRounding);
+    grown += differences[i] > kRounding ? 1 : 0;
+  }
+  CHECK(grown * 4 <= differences.size());
+}
+
 TEST_EACH_ISA(a_forward_pass_computes_the_network) {
   for_each_model([&](const RandomModel& random, const Model& model, const Batch& batch) {
     const Config& config = model.config;
     const Answer got = run(model, kernels, batch);
-    // float and double differ by 1e-6 or so, until a value so near to the middle of two levels comes that they round it
-    // apart. From there on they differ as quantisation itself does, whose size is measured here. So: all texts agree
-    // within that, and most of the short ones, where such values are few, to nearly all digits.
     double noise = 0.0;
     std::vector<double> differences;
-    int close = 0, shorts = 0;
     for (std::int64_t text = 0; text < batch.texts; ++text) {
       const std::int32_t* ids = batch.ids + batch.offsets[text];
       const Reference quantized = reference_forward(random.plain, ids, batch.length(text), true);
@@ -91,17 +103,9 @@ TEST_EACH_ISA(a_forward_pass_computes_the_network) {
       differences.push_back(
           std::max(largest_difference(slice(got.logits, text, config.labels), quantized.logits),
                    largest_difference(slice(got.first_token, text, config.hidden), quantized.first_token)));
-      if (batch.length(text) <= 3) {
-        ++shorts;
-        close += differences.back() < 5e-5 ? 1 : 0;
-      }
     }
-    CHECK(noise < 0.5);  // or the comparison would say little
-    for (std::size_t text = 0; text < differences.size(); ++text) {
-      const check::Scope scope("text ", text);
-      CHECK_NEAR(differences[text], 0.0, noise + 5e-5);
-    }
-    CHECK(close * 2 > shorts);
+    CHECK(noise < 1.0);  // or it would say little
+    check_differences(differences, noise);
   });
 }
 
@@ -157,7 +161,7 @@ TEST(maxima_do_not_change_the_answer_and_hold_what_the_linears_see) {
     check_part(config, answer, before, 0);
 
     std::vector<std::vector<double>> expected(maxima.size());
-    double noise = 0.0;  // as above
+    double noise = 0.0;
     for (std::int64_t text = 0; text < batch.texts; ++text) {
       const std::int32_t* ids = batch.ids + batch.offsets[text];
       const Reference quantized = reference_forward(random.plain, ids, batch.length(text), true);
@@ -171,17 +175,16 @@ TEST(maxima_do_not_change_the_answer_and_hold_what_the_linears_see) {
       }
     }
     const auto head_size = static_cast<std::size_t>(config.hidden / config.heads);
+    std::vector<double> differences;
     for (std::size_t i = 0; i < maxima.size(); ++i) {
       std::vector<double> padded(maxima[i].size(), 0.0);
       for (std::size_t c = 0; c < expected[i].size(); ++c) {
         const bool by_head = i % 4 == 1;  // `out`
         padded[by_head ? c / head_size * static_cast<std::size_t>(config.head()) + c % head_size : c] = expected[i][c];
       }
-      for (std::size_t c = 0; c < padded.size(); ++c) {
-        const check::Scope scope("linear ", i, ", channel ", c);
-        CHECK_NEAR(maxima[i][c], padded[c], i == 0 ? 1e-5 : noise + 1e-5);
-      }
+      for (std::size_t c = 0; c < padded.size(); ++c) differences.push_back(std::fabs(maxima[i][c] - padded[c]));
     }
+    check_differences(differences, noise);
   });
 }
 
