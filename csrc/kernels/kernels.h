@@ -24,8 +24,9 @@ inline constexpr int kLanes = 16;    // virtual lanes of a floating-point row su
 inline constexpr int kMaxDepth = 8;  // products added in 16 bits before they are widened; k is padded to kGroup * this
 inline constexpr int kKBlock = kGroup * kMaxDepth;
 
-// Below this a row's range is taken as zero: its reciprocal would overflow.
+// Below this a row's range is taken as zero: its reciprocal would overflow. Above the largest, it is not finite.
 inline constexpr float kSmallestRange = 1e-30f;
+inline constexpr float kLargestRange = 3.402823466e+38f;
 
 // Rows of u8 activations, in tiles of kRowTile rows (the last tile has what is left): tile t starts at
 // data + 6 * t * k and is laid out [k / 4][rows of the tile][4]. value = (u8 - zero_point[row]) * scale[row].
@@ -58,7 +59,8 @@ struct PackedWeights {
 
 // How float activations (x) become u8: v = x * inverse_divisor[column]; lo = min(0, v...), hi = max(0, v...);
 // scale = (hi - lo) / levels, inverse = levels / (hi - lo), zero_point = rint(-lo * inverse),
-// u8 = clamp(rint(fma(v, inverse, zero_point)), 0, levels). A range below kSmallestRange gives scale 0 and all zeros.
+// u8 = clamp(rint(fma(v, inverse, zero_point)), 0, levels). A range below kSmallestRange gives scale 0 and all zeros; one that
+// is not finite gives scale NaN and all zeros, and so a result that is no number; a NaN value becomes 0.
 // Slot columns + i of the packed row repeats slot split_channel[i]: a channel that is divided by d and stands in d
 // slots keeps its product with the weights, and no longer sets the row's range.
 struct Quantization {

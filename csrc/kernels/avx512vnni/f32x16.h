@@ -26,7 +26,9 @@ struct F32x16 {
   }
   void store(float* p) const { _mm512_store_ps(p, lanes); }
 
-  static __mmask16 mask(std::int64_t n) { return n < 16 ? static_cast<__mmask16>((1u << n) - 1u) : 0xffff; }
+  static __mmask16 mask(std::int64_t n) {
+    return n < 16 ? static_cast<__mmask16>((1u << n) - 1u) : static_cast<__mmask16>(0xffff);
+  }
   F32x16 first(std::int64_t n) const { return {_mm512_maskz_mov_ps(mask(n), lanes)}; }
   F32x16 first_or(std::int64_t n, F32x16 other) const { return {_mm512_mask_mov_ps(other.lanes, mask(n), lanes)}; }
 

@@ -102,10 +102,10 @@ void quantize_tile(const float* x, std::int64_t stride, std::int64_t rows, const
     }
     const float levels = static_cast<float>(q.levels);
     const float range = hi - lo;
-    const bool empty = !(range >= kSmallestRange);
-    const float inverse = empty ? 0.0f : levels / range;
-    const float zero = std::nearbyint(-lo * inverse);
-    scale[row] = empty ? 0.0f : range / levels;
+    const bool usable = range >= kSmallestRange && range <= kLargestRange;
+    const float inverse = usable ? levels / range : 0.0f;
+    const float zero = usable ? std::nearbyint(-lo * inverse) : 0.0f;
+    scale[row] = usable ? range / levels : range * 0.0f;
     zero_point[row] = static_cast<std::int32_t>(zero);
     for (std::int64_t c = 0; c < q.columns; ++c) {
       const float level = std::nearbyint(std::fma(values[c] * q.inverse_divisor[c], inverse, zero));

@@ -6,6 +6,8 @@
 // max(a, b) = a > b ? a : b; round (to nearest even); pow2 (2^n of integral floats); first(n) (the value in lanes below
 // n, 0 above); first_or(n, other); sum, lowest, highest (across lanes; sum in the order of the lane tree); from_i8;
 // from_products (see gemm_epilogue.h); to_u8 (rounded to nearest, saturated to 0..255).
+//
+// What only moves data (store_levels, transpose) uses the 128-bit intrinsics that every x86-64 has.
 #pragma once
 
 #include <cstring>
@@ -80,10 +82,10 @@ void quantize_rows(const float* x, std::int64_t stride, const Quantization& q, s
     }
     const float lowest = lo.lowest();
     const float range = hi.highest() - lowest;
-    const bool empty = !(range >= kSmallestRange);
-    inverse[r] = empty ? 0.0f : levels / range;
-    zero[r] = round_scalar(-lowest * inverse[r]);
-    scale[r] = empty ? 0.0f : range / levels;
+    const bool usable = range >= kSmallestRange && range <= kLargestRange;
+    inverse[r] = usable ? levels / range : 0.0f;
+    zero[r] = usable ? round_scalar(-lowest * inverse[r]) : 0.0f;
+    scale[r] = usable ? range / levels : range * 0.0f;
     zero_point[r] = static_cast<std::int32_t>(zero[r]);
   }
   const __m128i highest = _mm_set1_epi8(static_cast<char>(q.levels));
@@ -156,7 +158,10 @@ inline void layer_norm_rows(const float* x, const float* residual, std::int64_t 
   for (std::int64_t c = 0; c < columns; c += kLanes) {
     const F32x16 g = F32x16::load(gamma + c), b = F32x16::load(beta + c);
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) fma((value(r, c) - mean[r]) * rstd[r], g, b).store(out + r * stride + c);
+    for (int r = 0; r < R; ++r) {
+      // The padding stays 0 even where mean * rstd overflows.
+      fma((value(r, c) - mean[r]) * rstd[r], g, b).first(columns - c).store(out + r * stride + c);
+    }
   }
 }
 

@@ -15,7 +15,7 @@ namespace agnews_fast {
 namespace {
 
 // Longer than the blocks of queries (48) and of the feed-forward network (96), shorter, and at the edges of vectors.
-const std::vector<std::int64_t> kLengths = {1, 3, 17, 2, 49, 16, 1, 5, 1, 2, 97, 1, 2, 3};
+const std::vector<std::int64_t> kLengths = {1, 3, 17, 2, 49, 16, 1, 5, 1, 2, 97, 110, 2, 3};
 
 struct Answer {
   std::vector<float> logits, first_token;
@@ -85,7 +85,7 @@ void check_differences(const std::vector<double>& differences, double noise) {
     CHECK_NEAR(differences[i], 0.0, noise + kRounding);
     grown += differences[i] > kRounding ? 1 : 0;
   }
-  CHECK(grown * 4 <= differences.size());
+  CHECK(grown * 10 <= differences.size());
 }
 
 TEST_EACH_ISA(a_forward_pass_computes_the_network) {
@@ -104,7 +104,6 @@ TEST_EACH_ISA(a_forward_pass_computes_the_network) {
           std::max(largest_difference(slice(got.logits, text, config.labels), quantized.logits),
                    largest_difference(slice(got.first_token, text, config.hidden), quantized.first_token)));
     }
-    CHECK(noise < 1.0);  // or it would say little
     check_differences(differences, noise);
   });
 }
