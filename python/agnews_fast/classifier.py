@@ -186,6 +186,8 @@ class Classifier:
         engine = self._open().engine
         texts = [np.asarray(text) if len(text) else np.zeros(0, np.int64) for text in ids]
         for i, text in enumerate(texts):
+            if text.dtype == object and all(isinstance(token, int) for token in text):
+                raise ValueError(f"ids[{i}]: expected ids of the vocabulary, got one beyond 64 bits")
             if text.ndim != 1 or text.dtype.kind not in "iu":
                 raise TypeError(f"ids[{i}]: expected a sequence of int, got {text.dtype} of shape {text.shape}")
             outside = text[(text < 0) | (text >= 2**31)]

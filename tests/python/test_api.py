@@ -23,7 +23,7 @@ from reference.process import run_python
 HEADLINE = "Oil prices soar to all-time record, posing new menace to US economy"
 TEXTS = [
     HEADLINE,
-    "Red Sox beat the Yankees in extra innings to stay alive",
+    "Red Sox beat the Yankees in extra innings to stay alive. The winning run came in the 14th inning on Monday night.",
     "New telescope finds water vapour on a distant planet",
     "Rebels and government sign a cease-fire after weeks of talks",
     "",
