@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,16 @@ class TextEncoder:
 
     def __init__(self, tokenizer_json: str, max_length: int) -> None:
         self.max_length = max_length
-        self._whole = _parse(tokenizer_json)
+        self._json = tokenizer_json
         self._truncated = _parse(tokenizer_json)
         self._truncated.enable_truncation(max_length)
-        pre_tokenizer = json.loads(tokenizer_json).get("pre_tokenizer")
         # BERT's pre-tokenizer splits at white space, so that the tokens before a space do not depend on what follows.
-        self._splits_at_spaces = isinstance(pre_tokenizer, dict) and pre_tokenizer.get("type") == "BertPreTokenizer"
+        self._splits_at_spaces = isinstance(self._truncated.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
+
+    @cached_property
+    def _whole(self) -> Tokenizer:
+        """The tokenizer without truncation: few texts need it, and parsing it would slow every start."""
+        return _parse(self._json)
 
     def encode(self, text: str, *, truncation: bool = True) -> list[int]:
         """Ids of one text.
