@@ -37,6 +37,9 @@ _GROUP = 4
 _K_BLOCK = 32
 
 _RMS_RANGE = 7.0  # a weight of so many root mean squares becomes 127
+# A window that overflows is lowered to fit while this sum of squares, in steps, is not exceeded; else its largest
+# weight becomes an outlier.
+_LARGEST_ERROR = 100.0
 _SPLIT_SLOTS = 32  # places added to a row for split channels
 _LINEARS = ("qkv", "out", "ffn1", "ffn2")
 _CALIBRATION_TEXTS = 64
@@ -303,18 +306,18 @@ def _splits(name: str, maxima: Floats) -> Splits:
     for slot in range(slots):
         channels[slot] = int(np.argmax(maxima / divisor))
         divisor[channels[slot]] += 1
-    return channels, np.float32(1) / divisor
+    # Pairs of slots take turns in two 16-bit lanes (see _fit): this way each has its part of every channel.
+    alternating = np.sort(channels).reshape(-1, 2, 2).transpose(0, 2, 1).reshape(-1)
+    return alternating, np.float32(1) / divisor
 
 
 def _quantise_matrix(weight: Floats, bias: Floats, splits: Splits, levels: int, depth: int) -> dict[str, NDArray[Any]]:
     channels, inverse_divisor = splits
     outputs = weight.shape[0]
     scale = _row_scales(weight)
-    integers = np.rint(weight / scale[:, None]).astype(np.int32)
-    integers = np.concatenate([integers, integers[:, channels]], axis=1)
-    k = _round_up(integers.shape[1], _K_BLOCK)
-    integers = _pad(integers, (outputs, k))
-    dense = _fit(integers, (2**15 - 1) // levels, depth)
+    limit = (2**15 - 1) // levels
+    dense, integers = _fit(_in_slots(weight / scale[:, None], channels, limit, depth), limit, depth)
+    k = dense.shape[1]
 
     panels = outputs // _PANEL
     row, position = np.nonzero(integers != dense)
@@ -337,6 +340,35 @@ def _quantise_matrix(weight: Floats, bias: Floats, splits: Splits, levels: int, 
     }
 
 
+def _in_slots(weight: Floats, channels: Integers, limit: int, depth: int) -> Floats:
+    """Weights (outputs, inputs), in units of their row's scale, as (outputs, k): added slots, then padding up to k.
+
+    The slots of one channel hold the same activation, so only the sum of their weights counts. It is rounded once and
+    dealt out evenly; then the channel's own place takes over what would overflow the windows (see _fit) of the others.
+    """
+    outputs, inputs = weight.shape
+    slots = _pad(weight, (outputs, _round_up(inputs + len(channels), _K_BLOCK)))
+    for channel in np.unique(channels):
+        mine = np.concatenate([[channel], inputs + np.flatnonzero(channels == channel)])
+        total = np.rint(weight[:, channel] * np.float32(len(mine)))
+        slots[:, mine] = (total[:, None].astype(np.int64) + np.arange(len(mine))) // len(mine)
+
+    def window_sum(column: int, sign: int) -> Floats:
+        first = column - column % (_GROUP * depth) + column % _GROUP // 2 * 2
+        columns = first + np.array([[0, 1]]) + _GROUP * np.arange(depth)[:, None]
+        sums: Floats = np.maximum(sign * np.rint(slots[:, columns.reshape(-1)]), 0).sum(axis=1)
+        return sums
+
+    for slot, channel in enumerate(channels.tolist(), start=inputs):
+        for sign in (1, -1):
+            room = np.minimum(limit - window_sum(channel, sign), 127 - sign * slots[:, channel])
+            moved = np.minimum(np.minimum(window_sum(slot, sign) - limit, sign * slots[:, slot]), room)
+            moved = sign * np.maximum(moved, 0)
+            slots[:, slot] -= moved
+            slots[:, channel] += moved
+    return slots
+
+
 def _row_scales(weight: Floats) -> Floats:
     """One scale an output row: _RMS_RANGE times its root mean square becomes 127.
 
@@ -350,25 +382,59 @@ def _row_scales(weight: Floats) -> Floats:
     return np.where(scale < 1e-30, 1.0, scale).astype(np.float32)
 
 
-def _fit(integers: Integers, limit: int, depth: int) -> Integers:
-    """The integers with 0 wherever one is not int8 or would let a 16-bit sum of ``depth`` products overflow.
+def _fit(exact: Floats, limit: int, depth: int) -> tuple[Integers, Integers]:
+    """Round weights to integers of which no 16-bit sum of ``depth`` products can overflow.
 
     A window is the 2 * depth weights that meet in one 16-bit lane: neighbours 2p, 2p + 1 of each of depth consecutive
     groups of four. Neither its positive nor its negative weights may add up to more than ``limit``.
+
+    Returns:
+        Two arrays like ``exact``: the dense weights, which are int8 and keep to the limit, and the weights that the
+        product is to have. They differ at the outliers, where the dense weight is 0.
     """
-    dense = np.where(np.abs(integers) > 127, 0, integers).astype(np.int16)
-    outputs, k = dense.shape
-    windows = dense.reshape(outputs, k // (_GROUP * depth), depth, 2, 2).transpose(0, 1, 3, 2, 4)
-    flat = np.ascontiguousarray(windows).reshape(-1, 2 * depth)
-    for sign in (np.int16(1), np.int16(-1)):
+    outputs, k = exact.shape
+    blocks = (outputs, k // (_GROUP * depth), depth, 2, 2)
+    windows = np.ascontiguousarray(exact.reshape(blocks).transpose(0, 1, 3, 2, 4)).reshape(-1, 2 * depth)
+    integers = np.rint(windows).astype(np.int32)
+    dense = np.where(np.abs(integers) > 127, 0, integers)
+    for sign in (1, -1):
         while True:
-            over = np.flatnonzero(np.maximum(flat * sign, 0).sum(axis=1) > limit)
+            over = np.flatnonzero(np.maximum(sign * dense, 0).sum(axis=1) > limit)
             if len(over) == 0:
                 break
-            flat[over, np.argmax(flat[over] * sign, axis=1)] = 0
-    shape = (outputs, k // (_GROUP * depth), 2, depth, 2)
-    fitted: Integers = flat.reshape(shape).transpose(0, 1, 3, 2, 4).reshape(outputs, k).astype(np.int32)
-    return fitted
+            wanted = sign * np.where(dense[over] == 0, 0, windows[over])
+            lowered, error = _lower(wanted, limit)
+            lost = error > _LARGEST_ERROR
+            near = over[~lost]
+            kept = np.where(sign * dense[near] > 0, sign * lowered[~lost], dense[near])
+            integers[near] = np.where(dense[near] == integers[near], kept, integers[near])
+            dense[near] = kept
+            far = over[lost]
+            dense[far, np.argmax(sign * dense[far], axis=1)] = 0
+
+    def back(array: Integers) -> Integers:
+        shape = (outputs, k // (_GROUP * depth), 2, depth, 2)
+        return np.ascontiguousarray(array.reshape(shape).transpose(0, 1, 3, 2, 4)).reshape(outputs, k)
+
+    return back(dense), back(integers)
+
+
+def _lower(wanted: Floats, limit: int) -> tuple[Integers, NDArray[np.float64]]:
+    """Integers near the positive ones of ``wanted`` that add up to at most ``limit`` a row, by least squares.
+
+    Returns them, and the sum of squares of what they miss in each row. Taking one off where that costs least, again and
+    again, gives the least sum of squares, since a weight's cost is convex.
+    """
+    lowered = np.maximum(np.rint(wanted), 0).astype(np.int32)
+    excess = lowered.sum(axis=1) - limit
+    rows = np.flatnonzero(excess > 0)
+    while len(rows) > 0:
+        cost = np.where(lowered[rows] > 0, wanted[rows] - lowered[rows], np.inf)
+        lowered[rows, np.argmin(cost, axis=1)] -= 1
+        excess[rows] -= 1
+        rows = rows[excess[rows] > 0]
+    positive = wanted > 0
+    return lowered, np.square(np.where(positive, wanted - lowered, 0), dtype=np.float64).sum(axis=1)
 
 
 def _channel_maxima(model: Path, tokenizer_json: str) -> list[Floats]:
