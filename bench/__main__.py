@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from .backends.base import ISAS
+from . import cpuid_mask
 from .compare import WORKLOADS, Comparison, Options, resolve, say
 from .inputs import LENGTHS, read_test_split
 from .report import Results, markdown, write_plots
@@ -51,7 +51,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, default=5, metavar="N", help="(default: %(default)s)")
     add("--memory-rounds", type=int, default=20, metavar="N", help="passes over the texts for e (default: %(default)s)")
     add("--idle-seconds", type=float, default=3.0, metavar="S", help="for g (default: %(default)s)")
-    add("--isa", choices=ISAS, help="hold every peer that can be held to this instruction set")
+    add("--isa", choices=cpuid_mask.ISAS, help="hold every peer to this instruction set")
     add("--least-agreement", type=float, default=0.95, metavar="SHARE", help="int8 labels (default: %(default)s)")
     parser.set_defaults(run=_compare)
 
@@ -66,6 +66,8 @@ def _compare(given: argparse.Namespace) -> None:
         resolve([*given.peers, given.reference])
     except LookupError as error:
         sys.exit(str(error))
+    if given.isa and (missing := cpuid_mask.missing()):
+        sys.exit(f"--isa needs {', '.join(missing)}")
     if not (given.checkpoint / "config.json").is_file():
         sys.exit(f"{given.checkpoint}: expected a checkpoint folder, there is no config.json")
     split = read_test_split(given.checkpoint)

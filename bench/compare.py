@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from . import backends
+from . import backends, cpuid_mask
 from .backends.base import Backend
 from .environment import describe_machine, versions, worker_environment
 from .inputs import SEQUENCES, Dataset, checkpoint_digest, max_positions, of_length, write_inputs
@@ -32,6 +32,7 @@ WORKLOADS = {
 CALLERS = 4
 LONG = 128  # from this length on a batch of one is timed on fewer sequences
 SETTLE_SECONDS = 0.5
+ALWAYS_LOADED = ("numpy", "tokenizers")
 
 T = TypeVar("T")
 
@@ -97,7 +98,7 @@ class Process:
             stderr=self.log,
             text=True,
             cwd=REPOSITORY,
-            env=worker_environment(threads, peer.limits(options.isa)),
+            env=worker_environment(threads, peer.limits),
         )
 
     def ask(self, operation: str, **arguments: Any) -> Any:
@@ -139,6 +140,7 @@ class Peer:
     backend: type[Backend]
     status: str = "ran"
     described: str = ""
+    limits: dict[str, str] = field(default_factory=dict)  # environment variables that hold it to an instruction set
     batch_size: dict[int, int] = field(default_factory=dict)  # threads -> the fastest
     calibration: dict[int, dict[int, float]] = field(default_factory=dict)  # threads -> batch size -> texts a second
 
@@ -149,9 +151,6 @@ class Peer:
     @property
     def running(self) -> bool:
         return self.status == "ran"
-
-    def limits(self, isa: str | None) -> Mapping[str, str]:
-        return {} if isa is None else self.backend.isa_variables.get(isa, {})
 
 
 class Comparison:
@@ -200,6 +199,13 @@ class Comparison:
                 continue
             with self._guard(peer):
                 self._in_process(peer, 1, self.inputs, lambda process: process.ask("build", sample="split"))
+                if self.options.isa:
+                    # What was built does not depend on it; nor does the reference.
+                    say(f"{peer.name}: looking for what asks the CPU; the first time takes a minute or two")
+                    libraries = cpuid_mask.libraries_of([*peer.backend.requires, *ALWAYS_LOADED])
+                    peer.limits = cpuid_mask.mask_environment(libraries, self.options.cache.resolve() / "cpuid")
+                    # Loading shows whether it can be held, so that a refusal comes before anything is measured.
+                    self._in_process(peer, 1, self.inputs, lambda process: process.ask("load"))
 
     def _compute_reference(self) -> None:
         """The fp32 labels of every dataset, kept in the cache."""
@@ -391,7 +397,7 @@ class Comparison:
                 stderr=log,
                 text=True,
                 cwd=REPOSITORY,
-                env=worker_environment(threads, peer.limits(self.options.isa)),
+                env=worker_environment(threads, peer.limits),
             ) as process:
                 assert process.stdout is not None
                 label = process.stdout.readline()
@@ -510,7 +516,6 @@ class Comparison:
                     "precision": peer.backend.precision,
                     "status": peer.status,
                     "described": peer.described,
-                    "held_to_isa": bool(peer.limits(self.options.isa)),
                     "versions": versions(peer.backend.requires),
                     "batch_size": peer.batch_size,
                     "calibration": peer.calibration,

@@ -85,13 +85,10 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
 
 def _peers(results: Results) -> list[str]:
     lines = ["| peer | status | versions | batch size (threads: size) |", "|---|---|---|---|"]
-    isa = results["options"]["isa"]
     for name, peer in results["peers"].items():
         versions = ", ".join(f"{package} {version}" for package, version in peer["versions"].items())
         sizes = ", ".join(f"{threads}: {size or 'all'}" for threads, size in peer["batch_size"].items())
         status = f"{peer['status']} ({peer['described']})" if peer["described"] else peer["status"]
-        if isa and peer["status"] == "ran" and not peer["held_to_isa"]:
-            status += f", not held to {isa}"
         lines.append(f"| {peer['title']} (`{name}`) | {_cell(status)} | {versions} | {sizes} |")
     return lines
 

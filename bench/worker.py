@@ -7,15 +7,20 @@ import argparse
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import backends, workloads
-from .backends.base import Setting
+from . import backends, cpuid_mask, workloads
+from .backends.base import Backend, Setting
 from .inputs import read_inputs
+
+# What a peer computes before it counts as held to an instruction set.
+CHECKED_IDS = [[0] * length for length in (8, 32, 32)]
+CHECKED_SECONDS = 0.5
 
 
 def main() -> None:
@@ -48,6 +53,8 @@ def main() -> None:
 class Worker:
     """The requests a driver may make: a method each."""
 
+    backend: Backend
+
     def __init__(self, spec: str, setting: Setting, inputs: Path) -> None:
         self.peer = backends.find(spec)
         self.setting = setting
@@ -57,15 +64,33 @@ class Worker:
         self.peer.build(self.setting, self.datasets[sample].ids)
 
     def load(self) -> str:
+        if cpuid_mask.active():
+            seen = self._load_and_check()
+            return f"{self.backend.describe()}; {seen}".lstrip("; ")
         self.backend = self.peer(self.setting)
         return self.backend.describe()
 
     def run(self, workload: str, dataset: str, **arguments: Any) -> workloads.Result:
         work: Callable[..., workloads.Result] = getattr(workloads, workload)
-        return work(self.backend, self.datasets[dataset], **arguments)
+        result = work(self.backend, self.datasets[dataset], **arguments)
+        if cpuid_mask.active():
+            cpuid_mask.check()
+        return result
 
     def memory(self) -> workloads.Result:
         return workloads.memory()
+
+    def _load_and_check(self) -> str:
+        cpuid_mask.watch()
+        before = cpuid_mask.answered()
+        self.backend = self.peer(self.setting)
+        if cpuid_mask.answered() == before:
+            raise cpuid_mask.NotHeldError("no library of this peer asked what the CPU can do")
+        end = time.process_time() + CHECKED_SECONDS
+        while time.process_time() < end:
+            for batch_size in (1, len(CHECKED_IDS)):
+                self.backend.run_ids(CHECKED_IDS, batch_size)
+        return cpuid_mask.check()
 
 
 if __name__ == "__main__":

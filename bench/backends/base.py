@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -18,9 +18,7 @@ from tokenizers import Tokenizer
 
 Ids = Sequence[Sequence[int]]
 Logits = npt.NDArray[np.float32]
-IsaVariables = Mapping[str, Mapping[str, str]]
 
-ISAS = ("avx2",)  # that a run can be held to
 WHOLE_LIST = 0  # as a batch size: hand the peer all texts in one call
 
 
@@ -38,10 +36,9 @@ class Backend(ABC):
     name: ClassVar[str]  # on the command line and in the reports
     title: ClassVar[str]
     precision: ClassVar[Literal["fp32", "int8"]]
-    requires: ClassVar[tuple[str, ...]]  # top-level imports; one that is missing makes the peer absent
+    # Top-level imports. One that is missing makes the peer absent; their libraries are what `--isa` holds.
+    requires: ClassVar[tuple[str, ...]]
     batch_sizes: ClassVar[tuple[int, ...]] = (1, 8, 32, 64)  # the calibration picks the fastest
-    # Instruction set -> environment variables that hold this peer to it; without an entry it can't be held.
-    isa_variables: ClassVar[IsaVariables] = {}
 
     def __init__(self, setting: Setting) -> None:
         config = json.loads((setting.checkpoint / "config.json").read_text(encoding="utf-8"))

@@ -3,11 +3,10 @@
 # ruff: noqa: PLC0415
 
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
-from bench.backends.base import Backend, Ids, IsaVariables, Logits, Setting, build_once, version
+from bench.backends.base import Backend, Ids, Logits, Setting, build_once, version
 
 
 def model_folder(setting: Setting) -> Path:
@@ -19,10 +18,6 @@ class Int8(Backend):
     title = "CTranslate2 int8"
     precision = "int8"
     requires = ("ctranslate2", "transformers", "torch")
-    # Its kernels, and the libraries that do its int8 products.
-    isa_variables: ClassVar[IsaVariables] = {
-        "avx2": {"CT2_FORCE_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
-    }
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)

@@ -1,8 +1,4 @@
-"""OpenVINO: fp32, and int8 weights and activations by NNCF's post-training quantisation.
-
-It can't be held to an instruction set: ONEDNN_MAX_CPU_ISA reaches its oneDNN but not its own choice of kernels, and
-then int8 runs four times slower than the same CPU can do it.
-"""
+"""OpenVINO: fp32, and int8 weights and activations by NNCF's post-training quantisation."""
 # A peer may be missing, and cold start counts its import: both want it inside functions.
 # ruff: noqa: PLC0415
 

@@ -5,11 +5,10 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
-from bench.backends.base import WHOLE_LIST, Backend, Ids, IsaVariables, Logits, Setting, build_once
+from bench.backends.base import WHOLE_LIST, Backend, Ids, Logits, Setting, build_once
 
 
 def model_file(setting: Setting) -> Path:
@@ -30,7 +29,6 @@ class AgnewsFast(Backend):
     requires = ("agnews_fast",)
     # One call with all texts is how the package is meant to be used, so it competes with the fixed sizes.
     batch_sizes = (*Backend.batch_sizes, WHOLE_LIST)
-    isa_variables: ClassVar[IsaVariables] = {"avx2": {"AGNEWS_FAST_ISA": "avx2"}}
 
     def __init__(self, setting: Setting) -> None:
         from agnews_fast import Classifier

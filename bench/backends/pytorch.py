@@ -6,20 +6,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from bench.backends.base import Backend, Ids, IsaVariables, Logits, Setting, pad
+from bench.backends.base import Backend, Ids, Logits, Setting, pad
 
 
 class PyTorch(Backend):
     requires = ("torch", "transformers")
-    # Its own kernels, and the libraries under its engines.
-    isa_variables: ClassVar[IsaVariables] = {
-        "avx2": {
-            "ATEN_CPU_CAPABILITY": "avx2",
-            "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
-            "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-            "ONEDNN_MAX_CPU_ISA": "AVX2",
-        }
-    }
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -38,6 +29,9 @@ class PyTorch(Backend):
         input_ids, mask = map(self.torch.from_numpy, pad(batch))
         with self.torch.inference_mode():
             return np.asarray(self.model(input_ids=input_ids, attention_mask=mask).logits.numpy())
+
+    def describe(self) -> str:
+        return f"kernels for {self.torch.backends.cpu.get_cpu_capability()}"
 
 
 class Fp32(PyTorch):

@@ -37,7 +37,6 @@ class Int8(Reference):
     name = "fake-int8"
     title = "Fake int8"
     precision = "int8"
-    isa_variables = {"avx2": {"FAKE_ISA": "avx2"}}  # noqa: RUF012
 
 
 class Wrong(Int8):
