@@ -193,10 +193,8 @@ void Engine::observe(const Batch& batch, const Observer& observer) {
 
 ChannelMaxima Engine::channel_maxima(const Batch& batch) {
   ChannelMaxima maxima;
-  for (const EncoderLayer& layer : model_.layers) {
-    for (const Linear* linear : {&layer.qkv, &layer.out, &layer.ffn1, &layer.ffn2}) {
-      maxima.emplace_back(static_cast<std::size_t>(linear->input.columns), 0.0f);
-    }
+  for (const Linear* linear : model_.linears()) {
+    maxima.emplace_back(static_cast<std::size_t>(linear->input.columns), 0.0f);
   }
   observe(batch, {.maxima = &maxima});
   return maxima;

@@ -110,10 +110,11 @@ struct Kernels {
                     std::int64_t out_stride);
 
   // c[i][j] = scale[i] * (fma chain over k = 0.. of a[i][k] * b[k][j], from bias[j] or 0); n is a multiple of kLanes.
+  // b[k][j] is at b + k * b_stride + j / kLanes * b_panel_stride + j % kLanes: a plain matrix has b_panel_stride = kLanes.
   // scale and bias may be null; then nothing is multiplied or added.
-  void (*gemm_f32)(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride, std::int64_t m,
-                   std::int64_t n, std::int64_t k, const float* scale, const float* bias, float* c,
-                   std::int64_t c_stride);
+  void (*gemm_f32)(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
+                   std::int64_t b_panel_stride, std::int64_t m, std::int64_t n, std::int64_t k, const float* scale,
+                   const float* bias, float* c, std::int64_t c_stride);
 };
 
 }  // namespace agnews_fast

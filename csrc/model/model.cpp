@@ -1,5 +1,6 @@
 #include "model/model.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "model/error.h"
@@ -97,24 +98,53 @@ Model::Model(const Config& sizes, TensorTable& tensors) : config(sizes) {
   word_scale = tensors.floats("embeddings.word_scale", {round_up(config.vocabulary, kLanes)});
   position = tensors.floats("embeddings.position", {config.positions, hidden});
   embedding_norm = take_norm(tensors, "embeddings.norm", hidden);
+  std::size_t index = 0;
   for (std::int64_t i = 0; i < config.layers; ++i) {
     const std::string name = "layers." + std::to_string(i) + ".";
+    const auto take = [&](const char* part, std::int64_t inputs, std::int64_t outputs) {
+      Linear linear = take_linear(tensors, name + part, inputs, outputs, config);
+      linear.index = index++;
+      return linear;
+    };
     EncoderLayer layer = {};
-    layer.qkv = take_linear(tensors, name + "qkv", hidden, 3 * config.context(), config);
-    layer.out = take_linear(tensors, name + "out", config.context(), hidden, config);
-    layer.ffn1 = take_linear(tensors, name + "ffn1", hidden, config.padded_ffn(), config);
-    layer.ffn2 = take_linear(tensors, name + "ffn2", config.padded_ffn(), hidden, config);
+    if (i + 1 < config.layers) {
+      layer.qkv = take("qkv", hidden, 3 * config.context());
+    } else {
+      last_attention.query = take("query", hidden, config.context());
+      last_attention.key = take("key", config.head(), config.heads * hidden);
+      last_attention.value = take("value", hidden, config.context());
+    }
+    layer.out = take("out", config.context(), hidden);
+    layer.ffn1 = take("ffn1", hidden, config.padded_ffn());
+    layer.ffn2 = take("ffn2", config.padded_ffn(), hidden);
     layer.attention_norm = take_norm(tensors, name + "attention_norm", hidden);
     layer.output_norm = take_norm(tensors, name + "output_norm", hidden);
-    std::size_t index = 4 * layers.size();
-    for (Linear* linear : {&layer.qkv, &layer.out, &layer.ffn1, &layer.ffn2}) linear->index = index++;
     layers.push_back(layer);
   }
-  pre_classifier = tensors.floats("pre_classifier.weight", {config.hidden, hidden});
+  hidden_k = std::max(last_attention.query.input.k, last_attention.value.input.k);
+  ffn_k = 0;
+  for (const EncoderLayer& layer : layers) {
+    hidden_k = std::max({hidden_k, layer.qkv.input.k, layer.out.input.k, layer.ffn1.input.k});
+    ffn_k = std::max(ffn_k, layer.ffn2.input.k);
+  }
+  pre_classifier = tensors.floats("pre_classifier.weight", {hidden / kLanes, config.hidden, kLanes});
   pre_classifier_bias = tensors.floats("pre_classifier.bias", {hidden});
-  classifier = tensors.floats("classifier.weight", {config.hidden, config.padded_labels()});
+  classifier = tensors.floats("classifier.weight", {config.padded_labels() / kLanes, config.hidden, kLanes});
   classifier_bias = tensors.floats("classifier.bias", {config.padded_labels()});
   tensors.expect_all_used();
+}
+
+std::vector<const Linear*> Model::linears() const {
+  std::vector<const Linear*> all;
+  for (const EncoderLayer& layer : layers) {
+    if (&layer == &layers.back()) {
+      all.insert(all.end(), {&last_attention.query, &last_attention.key, &last_attention.value});
+    } else {
+      all.push_back(&layer.qkv);
+    }
+    all.insert(all.end(), {&layer.out, &layer.ffn1, &layer.ffn2});
+  }
+  return all;
 }
 
 }  // namespace agnews_fast

@@ -31,12 +31,15 @@ struct Config {
   // Each head's columns are padded by themselves, so that every head starts on a vector.
   std::int64_t head() const { return round_up(hidden / heads, kLanes); }
   std::int64_t context() const { return heads * head(); }
+  // Rows of q, k and v lie a little further apart than their width: at a multiple of 4 KiB apart, the values of one
+  // head would share a few cache sets.
+  std::int64_t qkv_stride() const { return 3 * context() + kLanes; }
 };
 
 struct Linear {
   Quantization input;
   PackedWeights weights;
-  std::size_t index;  // its place among all: qkv, out, ffn1, ffn2 of layer 0, of layer 1, ...
+  std::size_t index;  // its place in Model::linears()
 };
 
 struct LayerNorm {
@@ -45,11 +48,22 @@ struct LayerNorm {
 };
 
 struct EncoderLayer {
-  Linear qkv;   // hidden -> q, k, v: 3 x heads x head; q is scaled by 1 / sqrt(hidden / heads)
+  Linear qkv;   // hidden -> q, k, v: 3 x heads x head; q is scaled by 1 / sqrt(hidden / heads). Not in the last layer
   Linear out;   // heads x head -> hidden
   Linear ffn1;  // hidden -> ffn
   Linear ffn2;  // ffn -> hidden
   LayerNorm attention_norm, output_norm;
+};
+
+// The last layer's attention. Only the first token of a text has a query there, so that it is cheaper to bring the
+// query to the tokens, head by head, than to give every token a key and a value:
+//   score(t) = q . (K x(t)) = (K^T q) . x(t),   context = sum of p(t) * (V x(t)) = V (sum of p(t) * x(t)).
+// The bias of a key adds the same to every score, which softmax does not see; that of a value goes through, since the
+// p(t) add up to 1.
+struct FirstTokenAttention {
+  Linear query;  // hidden -> heads x head, scaled as in qkv
+  Linear key;    // head -> hidden for each head: K^T of head i is columns i x padded hidden and on
+  Linear value;  // hidden -> heads x head: V of head i is columns i x head and on
 };
 
 struct Model {
@@ -62,10 +76,17 @@ struct Model {
   const float* position;    // (positions, padded hidden)
   LayerNorm embedding_norm;
   std::vector<EncoderLayer> layers;
-  const float* pre_classifier;       // (hidden, padded hidden): [in][out]
+  FirstTokenAttention last_attention;
+  const float* pre_classifier;       // (padded hidden / 16, hidden, 16): [out / 16][in][16 outs]
   const float* pre_classifier_bias;  // (padded hidden)
-  const float* classifier;           // (hidden, padded labels): [in][out]
+  const float* classifier;           // (padded labels / 16, hidden, 16)
   const float* classifier_bias;      // (padded labels)
+
+  std::int64_t hidden_k;  // the largest k of what is computed from hidden states or the attention's context
+  std::int64_t ffn_k;     // the largest k of ffn2
+
+  // Every Linear, in the order of a forward pass.
+  std::vector<const Linear*> linears() const;
 };
 
 }  // namespace agnews_fast

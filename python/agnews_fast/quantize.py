@@ -41,7 +41,6 @@ _RMS_RANGE = 7.0  # a weight of so many root mean squares becomes 127
 # weight becomes an outlier.
 _LARGEST_ERROR = 100.0
 _SPLIT_SLOTS = 32  # places added to a row for split channels
-_LINEARS = ("qkv", "out", "ffn1", "ffn2")
 _CALIBRATION_TEXTS = 64
 _CALIBRATION_TOKENS = 64
 
@@ -241,7 +240,8 @@ def _unquantised_tensors(source: Checkpoint) -> dict[str, NDArray[Any]]:
         norm(f"layers.{i}.output_norm", f"{layer}.output_layer_norm")
     for name, outputs, columns in (("pre_classifier", hidden, padded), ("classifier", config["labels"], labels)):
         weight, bias = source.linear(name, outputs, hidden)
-        tensors[f"{name}.weight"] = _pad(np.ascontiguousarray(weight.T), (hidden, columns))
+        panels = _pad(weight, (columns, hidden)).reshape(columns // _PANEL, _PANEL, hidden)
+        tensors[f"{name}.weight"] = np.ascontiguousarray(panels.transpose(0, 2, 1))
         tensors[f"{name}.bias"] = _pad(bias, (columns,))
     return tensors
 
@@ -251,13 +251,18 @@ def _quantised_tensors(
 ) -> dict[str, NDArray[Any]]:
     """Every matrix of the encoder. maxima: the largest input of each channel of each, or None to split nothing."""
     tensors: dict[str, NDArray[Any]] = {}
-    for i in range(config["layers"]):
-        for j, name in enumerate(_LINEARS):
-            weight, bias = _encoder_matrix(source, i, name)
-            splits = _no_splits(weight.shape[1]) if maxima is None else _splits(name, maxima[len(_LINEARS) * i + j])
-            for part, array in _quantise_matrix(weight, bias, splits, config["levels"], config["depth"]).items():
-                tensors[f"layers.{i}.{name}.{part}"] = array
+    for index, (layer, name) in enumerate(_linears(config["layers"])):
+        weight, bias = _encoder_matrix(source, layer, name)
+        splits = _no_splits(weight.shape[1]) if maxima is None else _splits(name, maxima[index])
+        for part, array in _quantise_matrix(weight, bias, splits, config["levels"], config["depth"]).items():
+            tensors[f"layers.{layer}.{name}.{part}"] = array
     return tensors
+
+
+def _linears(layers: int) -> list[tuple[int, str]]:
+    """Layer and name of every matrix of the encoder, in the order of Model::linears() in csrc/model/model.h."""
+    attention = [["qkv"]] * (layers - 1) + [["query", "key", "value"]]
+    return [(i, name) for i in range(layers) for name in [*attention[i], "out", "ffn1", "ffn2"]]
 
 
 def _encoder_matrix(source: Checkpoint, layer: int, name: str) -> tuple[Floats, Floats]:
@@ -268,15 +273,23 @@ def _encoder_matrix(source: Checkpoint, layer: int, name: str) -> tuple[Floats, 
     padded_head, padded_hidden = _round_up(head, _PANEL), _round_up(hidden, _PANEL)
     padded_ffn = _round_up(config["ffn"], _PANEL)
     prefix = f"distilbert.transformer.layer.{layer}"
-    if name == "qkv":
-        weights, biases = [], []
-        for part in "qkv":
-            weight, bias = source.linear(f"{prefix}.attention.{part}_lin", hidden, hidden)
-            if part == "q":
-                weight, bias = weight / np.float32(np.sqrt(head)), bias / np.float32(np.sqrt(head))
-            weights.append(_pad(weight.reshape(heads, head, hidden), (heads, padded_head, padded_hidden)))
-            biases.append(_pad(bias.reshape(heads, head), (heads, padded_head)))
+
+    def projection(part: str) -> tuple[Floats, Floats]:
+        """Weight (heads, padded head, padded hidden) and bias (heads, padded head) of q, k or v."""
+        weight, bias = source.linear(f"{prefix}.attention.{part}_lin", hidden, hidden)
+        if part == "q":
+            weight, bias = weight / np.float32(np.sqrt(head)), bias / np.float32(np.sqrt(head))
+        by_head = _pad(weight.reshape(heads, head, hidden), (heads, padded_head, padded_hidden))
+        return by_head, _pad(bias.reshape(heads, head), (heads, padded_head))
+
+    if name in ("qkv", "query", "value"):
+        weights, biases = zip(
+            *(projection(part) for part in {"qkv": "qkv", "query": "q", "value": "v"}[name]), strict=True
+        )
         return np.concatenate(weights).reshape(-1, padded_hidden), np.concatenate(biases).reshape(-1)
+    if name == "key":  # in the last layer, from a head's query to the hidden states: see csrc/model/model.h
+        transposed = projection("k")[0].transpose(0, 2, 1).reshape(-1, padded_head)
+        return np.ascontiguousarray(transposed), np.zeros(len(transposed), np.float32)
     if name == "out":
         weight, bias = source.linear(f"{prefix}.attention.out_lin", hidden, hidden)
         by_head = _pad(weight.reshape(hidden, heads, head), (padded_hidden, heads, padded_head))
@@ -298,9 +311,10 @@ def _no_splits(inputs: int) -> Splits:
 def _splits(name: str, maxima: Floats) -> Splits:
     """Divide the largest channels until the slots are used up; what remains sets the rows' range.
 
-    The attention's output has no channels that stand out, and gets only what padding gives for nothing.
+    The attention's queries and output have no channels that stand out, and get only what padding gives for nothing.
     """
-    slots = _round_up(len(maxima), _K_BLOCK) - len(maxima) + (0 if name == "out" else _SPLIT_SLOTS)
+    added = 0 if name in ("key", "out") else _SPLIT_SLOTS
+    slots = min(_round_up(len(maxima), _K_BLOCK) - len(maxima) + added, len(maxima))
     divisor = np.ones(len(maxima), np.float32)
     channels = np.zeros(slots, np.int32)
     for slot in range(slots):

@@ -47,6 +47,13 @@ def test_returns_the_path(small_checkpoint: Path, tmp_path: Path) -> None:
     assert returned.is_file()
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_model_with_fewer_channels_than_slots_to_split_them(tmp_path: Path, layers: int) -> None:
+    sizes = SIZES | {"layers": layers, "hidden": 8, "heads": 2, "ffn": 5}
+    logits = logits_of(quantize(make_checkpoint(tmp_path / "tiny", **sizes, seed=2), tmp_path / "tiny.safetensors"))
+    assert np.isfinite(logits).all()
+
+
 def test_same_bytes_twice(small_checkpoint: Path, small_model: Path, tmp_path: Path) -> None:
     again = quantize(small_checkpoint, tmp_path / "again.safetensors")
     assert again.read_bytes() == small_model.read_bytes()

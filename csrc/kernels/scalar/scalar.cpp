@@ -169,12 +169,14 @@ void transpose(const float* x, std::int64_t stride, std::int64_t rows, std::int6
   }
 }
 
-void gemm_f32(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride, std::int64_t m,
-              std::int64_t n, std::int64_t k, const float* scale, const float* bias, float* c, std::int64_t c_stride) {
+void gemm_f32(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride, std::int64_t b_panel_stride,
+              std::int64_t m, std::int64_t n, std::int64_t k, const float* scale, const float* bias, float* c,
+              std::int64_t c_stride) {
   for (std::int64_t i = 0; i < m; ++i) {
     for (std::int64_t j = 0; j < n; ++j) {
+      const float* column = b + j / kLanes * b_panel_stride + j % kLanes;
       float sum = bias ? bias[j] : 0.0f;
-      for (std::int64_t p = 0; p < k; ++p) sum = std::fma(a[i * a_stride + p], b[p * b_stride + j], sum);
+      for (std::int64_t p = 0; p < k; ++p) sum = std::fma(a[i * a_stride + p], column[p * b_stride], sum);
       c[i * c_stride + j] = scale ? scale[i] * sum : sum;
     }
   }

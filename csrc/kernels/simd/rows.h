@@ -250,8 +250,9 @@ void transpose(const float* x, std::int64_t stride, std::int64_t rows, std::int6
 
 // R rows x V vectors of c, every fma chain in a register.
 template <int R, int V>
-inline void gemm_f32_tile(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride, std::int64_t k,
-                          const float* scale, const float* bias, float* c, std::int64_t c_stride) {
+inline void gemm_f32_tile(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
+                          std::int64_t b_panel_stride, std::int64_t k, const float* scale, const float* bias, float* c,
+                          std::int64_t c_stride) {
   F32x16 sum[R][V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) {
@@ -262,7 +263,7 @@ inline void gemm_f32_tile(const float* a, std::int64_t a_stride, const float* b,
   for (std::int64_t p = 0; p < k; ++p) {
     F32x16 column[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) column[v] = F32x16::load(b + p * b_stride + v * kLanes);
+    for (int v = 0; v < V; ++v) column[v] = F32x16::load(b + p * b_stride + v * b_panel_stride);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const F32x16 row = F32x16::broadcast(a[r * a_stride + p]);
@@ -281,27 +282,30 @@ inline void gemm_f32_tile(const float* a, std::int64_t a_stride, const float* b,
 }
 
 template <int R>
-void gemm_f32_rows(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride, std::int64_t n,
-                   std::int64_t k, const float* scale, const float* bias, float* c, std::int64_t c_stride) {
+void gemm_f32_rows(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
+                   std::int64_t b_panel_stride, std::int64_t n, std::int64_t k, const float* scale, const float* bias,
+                   float* c, std::int64_t c_stride) {
+  // Few rows take more vectors, so that there are enough chains to hide the latency of fma.
+  constexpr int kVectors = R < 3 ? 4 : F32x16::kTileVectors;
+  const auto tile = [&]<int V>(std::int64_t j) {
+    gemm_f32_tile<R, V>(a, a_stride, b + j / kLanes * b_panel_stride, b_stride, b_panel_stride, k, scale,
+                        bias ? bias + j : nullptr, c + j, c_stride);
+  };
   std::int64_t j = 0;
-  for (; j + F32x16::kTileVectors * kLanes <= n; j += F32x16::kTileVectors * kLanes) {
-    gemm_f32_tile<R, F32x16::kTileVectors>(a, a_stride, b + j, b_stride, k, scale, bias ? bias + j : nullptr, c + j,
-                                           c_stride);
-  }
-  for (; j < n; j += kLanes) {
-    gemm_f32_tile<R, 1>(a, a_stride, b + j, b_stride, k, scale, bias ? bias + j : nullptr, c + j, c_stride);
-  }
+  for (; j + kVectors * kLanes <= n; j += kVectors * kLanes) tile.template operator()<kVectors>(j);
+  for (; j < n; j += kLanes) tile.template operator()<1>(j);
 }
 
-void gemm_f32(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride, std::int64_t m,
-              std::int64_t n, std::int64_t k, const float* scale, const float* bias, float* c, std::int64_t c_stride) {
+void gemm_f32(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride, std::int64_t b_panel_stride,
+              std::int64_t m, std::int64_t n, std::int64_t k, const float* scale, const float* bias, float* c,
+              std::int64_t c_stride) {
   constexpr decltype(&gemm_f32_rows<1>) kRows[] = {nullptr,          gemm_f32_rows<1>, gemm_f32_rows<2>,
                                                    gemm_f32_rows<3>, gemm_f32_rows<4>, gemm_f32_rows<5>,
                                                    gemm_f32_rows<6>};
   for (std::int64_t i = 0; i < m; i += kRowTile) {
     const std::int64_t rows = m - i < kRowTile ? m - i : kRowTile;
-    kRows[rows](a + i * a_stride, a_stride, b, b_stride, n, k, scale ? scale + i : nullptr, bias, c + i * c_stride,
-                c_stride);
+    kRows[rows](a + i * a_stride, a_stride, b, b_stride, b_panel_stride, n, k, scale ? scale + i : nullptr, bias,
+                c + i * c_stride, c_stride);
   }
 }
 

@@ -10,15 +10,19 @@ namespace {
 
 struct Shape {
   std::int64_t m, n, k, extra_stride;
-  bool scaled, biased;
+  bool scaled, biased, panels;  // panels: b lies in panels of 16 columns
 };
 
 void check_product(const Kernels& kernels, const Shape& shape, Random& random) {
-  const auto [m, n, k, extra, scaled, biased] = shape;
+  const auto [m, n, k, extra, scaled, biased, panels] = shape;
   const check::Scope scope("m ", m, ", n ", n, ", k ", k, ", extra stride ", extra, ", scale ", scaled, ", bias ",
-                           biased);
-  const std::int64_t a_stride = (k + kLanes - 1) / kLanes * kLanes + extra, b_stride = n + extra, c_stride = n + extra;
-  Array<float> a((m - 1) * a_stride + k), b((k - 1) * b_stride + n), scale(m), bias(n);
+                           biased, ", panels ", panels);
+  const std::int64_t a_stride = (k + kLanes - 1) / kLanes * kLanes + extra, c_stride = n + extra;
+  const std::int64_t b_stride = panels ? kLanes : n + extra, b_panel_stride = panels ? k * kLanes + extra : kLanes;
+  const auto b_at = [=](std::int64_t p, std::int64_t j) {
+    return p * b_stride + j / kLanes * b_panel_stride + j % kLanes;
+  };
+  Array<float> a((m - 1) * a_stride + k), b(b_at(k - 1, n - 1) + 1), scale(m), bias(n);
   for (Array<float>* x : {&a, &b, &scale, &bias}) {
     for (float& value : *x) value = static_cast<float>(random.uniform(-2, 2));
   }
@@ -27,7 +31,7 @@ void check_product(const Kernels& kernels, const Shape& shape, Random& random) {
   constexpr float kUntouched = 12345.0f;
   Array<float> c((m - 1) * c_stride + n, kUntouched), specified((m - 1) * c_stride + n, kUntouched);
   const auto run = [&](const Kernels& which, Array<float>& out) {
-    which.gemm_f32(a.data(), a_stride, b.data(), b_stride, m, n, k, scaled ? scale.data() : nullptr,
+    which.gemm_f32(a.data(), a_stride, b.data(), b_stride, b_panel_stride, m, n, k, scaled ? scale.data() : nullptr,
                    biased ? bias.data() : nullptr, out.data(), c_stride);
   };
   run(kernels, c);
@@ -42,7 +46,7 @@ void check_product(const Kernels& kernels, const Shape& shape, Random& random) {
       }
       double sum = biased ? bias[j] : 0.0, magnitude = std::fabs(sum);
       for (std::int64_t p = 0; p < k; ++p) {
-        const double product = static_cast<double>(a[i * a_stride + p]) * b[p * b_stride + j];
+        const double product = static_cast<double>(a[i * a_stride + p]) * b[b_at(p, j)];
         sum += product;
         magnitude += std::fabs(product);
       }
@@ -61,7 +65,7 @@ TEST_EACH_ISA(gemm_f32_multiplies_matrices_of_every_shape) {
       for (const std::int64_t k : {1, 2, 3, 4, 7, 16, 17, 33, 64, 65}) {
         ++options;
         const std::int64_t extra = options % 3 * kLanes;
-        check_product(kernels, {m, n, k, extra, options % 2 == 0, options / 2 % 2 == 0}, random);
+        check_product(kernels, {m, n, k, extra, options % 2 == 0, options / 2 % 2 == 0, options / 4 % 2 == 0}, random);
       }
     }
   }
@@ -70,15 +74,15 @@ TEST_EACH_ISA(gemm_f32_multiplies_matrices_of_every_shape) {
 TEST_EACH_ISA(gemm_f32_multiplies_long_and_wide_matrices) {
   Random random(3);
   for (const bool option : {false, true}) {
-    check_product(kernels, {7, 48, 1000, 0, option, !option}, random);
-    check_product(kernels, {48, 512, 64, 16, option, option}, random);
-    check_product(kernels, {1, 768, 768, 16, option, !option}, random);
+    check_product(kernels, {7, 48, 1000, 0, option, !option, option}, random);
+    check_product(kernels, {48, 512, 64, 16, option, option, !option}, random);
+    check_product(kernels, {1, 768, 768, 16, option, !option, option}, random);
   }
 }
 
 TEST_EACH_ISA(gemm_f32_keeps_denormals) {
   Array<float> a(1, 1e-40f), b(16, 0.5f), c(16);
-  kernels.gemm_f32(a.data(), 16, b.data(), 16, 1, 16, 1, nullptr, nullptr, c.data(), 16);
+  kernels.gemm_f32(a.data(), 16, b.data(), 16, 16, 1, 16, 1, nullptr, nullptr, c.data(), 16);
   for (const float x : c) CHECK_EQ(x, 1e-40f * 0.5f);
   CHECK(c[0] > 0.0f);
 }

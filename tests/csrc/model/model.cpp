@@ -1,5 +1,6 @@
 #include "model/model.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "check.h"
@@ -71,16 +72,23 @@ TEST(a_model_is_views_into_the_file) {
     CHECK_EQ(model.position, random.data<float>("embeddings.position"));
     CHECK_EQ(model.classifier, random.data<float>("classifier.weight"));
     std::size_t index = 0;
+    for (const Linear* linear : model.linears()) {
+      CHECK_EQ(linear->index, index++);
+      CHECK_EQ(linear->input.k, linear->weights.k);
+      CHECK_EQ(linear->input.k % kKBlock, 0);
+      CHECK(linear->input.columns + linear->input.splits <= linear->input.k);
+      CHECK(linear->input.k <=
+            (linear->input.columns == config.padded_ffn() ? std::max(model.ffn_k, model.hidden_k) : model.hidden_k));
+      CHECK_EQ(linear->input.levels, config.levels);
+      CHECK_EQ(linear->weights.depth, config.depth);
+    }
+    CHECK_EQ(index, static_cast<std::size_t>(4 * config.layers + 2));
+    CHECK_EQ(model.last_attention.query.weights.n, config.context());
+    CHECK_EQ(model.last_attention.key.input.columns, config.head());
+    CHECK_EQ(model.last_attention.key.weights.n, config.heads * config.padded_hidden());
+    CHECK_EQ(model.last_attention.value.weights.n, config.context());
     for (const EncoderLayer& layer : model.layers) {
-      for (const Linear* linear : {&layer.qkv, &layer.out, &layer.ffn1, &layer.ffn2}) {
-        CHECK_EQ(linear->index, index++);
-        CHECK_EQ(linear->input.k, linear->weights.k);
-        CHECK_EQ(linear->input.k % kKBlock, 0);
-        CHECK(linear->input.columns + linear->input.splits <= linear->input.k);
-        CHECK_EQ(linear->input.levels, config.levels);
-        CHECK_EQ(linear->weights.depth, config.depth);
-      }
-      CHECK_EQ(layer.qkv.weights.n, 3 * config.context());
+      if (&layer != &model.layers.back()) CHECK_EQ(layer.qkv.weights.n, 3 * config.context());
       CHECK_EQ(layer.out.input.columns, config.context());
       CHECK_EQ(layer.ffn1.weights.n, config.padded_ffn());
       CHECK_EQ(layer.ffn2.input.columns, config.padded_ffn());
@@ -122,8 +130,8 @@ TEST(every_tensor_is_needed_with_its_type_and_shape_and_all_its_bytes) {
 
 TEST(a_tensor_too_many_is_refused) {
   CHECK_THROWS(
-      load_damaged([](RandomModel& m) { m.tensors["layers.1.qkv.weight"] = m.tensors["layers.0.qkv.weight"]; }),
-      ModelError, "tensor 'layers.1.qkv.weight' is not part of this model");
+      load_damaged([](RandomModel& m) { m.tensors["layers.1.query.weight"] = m.tensors["layers.0.query.weight"]; }),
+      ModelError, "tensor 'layers.1.query.weight' is not part of this model");
 }
 
 TEST(floats_must_be_finite) {
@@ -140,7 +148,7 @@ TEST(floats_must_be_finite) {
 }
 
 TEST(divisors_are_above_0_and_at_most_1) {
-  for (const char* linear : {"qkv", "out", "ffn1", "ffn2"}) {
+  for (const char* linear : {"query", "key", "value", "out", "ffn1", "ffn2"}) {
     const std::string name = std::string("layers.0.") + linear + ".inverse_divisor";
     for (const float bad : {0.0f, -0.0f, -0.5f, 1.0000001f, 1e30f}) {
       CHECK_THROWS(load_damaged([&](RandomModel& m) { m.data<float>(name)[2] = bad; }), ModelError,
@@ -165,13 +173,13 @@ TEST(lists_of_absurd_length_are_refused) {
                  ModelError, "layers.0.ffn1");
   }
   for (const std::int64_t bad : {std::int64_t{-1}, std::int64_t{100000}, INT64_MAX, INT64_MIN}) {
-    CHECK_THROWS(load_damaged([&](RandomModel& m) { m.tensors["layers.0.qkv.outlier_k"].shape[0] = bad; }), ModelError,
-                 "layers.0.qkv");
+    CHECK_THROWS(load_damaged([&](RandomModel& m) { m.tensors["layers.0.query.outlier_k"].shape[0] = bad; }),
+                 ModelError, "layers.0.query");
   }
 }
 
 TEST(weights_are_checked) {
-  for (const char* linear : {"qkv", "out", "ffn1", "ffn2"}) {
+  for (const char* linear : {"query", "key", "value", "out", "ffn1", "ffn2"}) {
     const std::string name = std::string("layers.0.") + linear;
     const auto change = [&](auto damage) { load_damaged([&](RandomModel& m) { damage(m); }); };
     CHECK_THROWS(change([&](RandomModel& m) { m.data<std::int8_t>(name + ".weight")[17] ^= 1; }), ModelError,

@@ -52,7 +52,9 @@ class Builder {
     }
     add("embeddings.position", {config_.positions, padded_hidden}, position);
     plain_.embedding_norm = add_norm("embeddings.norm");
-    for (std::int64_t i = 0; i < config_.layers; ++i) add_layer("layers." + std::to_string(i) + ".");
+    for (std::int64_t i = 0; i < config_.layers; ++i) {
+      add_layer("layers." + std::to_string(i) + ".", i + 1 == config_.layers);
+    }
     plain_.pre_classifier = add_head("pre_classifier", hidden, padded_hidden, plain_.pre_classifier_bias);
     plain_.classifier = add_head("classifier", config_.labels, config_.padded_labels(), plain_.classifier_bias);
     return std::move(raws_);
@@ -84,32 +86,42 @@ class Builder {
   std::vector<double> add_head(const std::string& name, std::int64_t outputs, std::int64_t padded_outputs,
                                std::vector<double>& plain_bias) {
     const std::int64_t inputs = config_.hidden;
-    std::vector<float> weight(size(inputs * padded_outputs)), bias(size(padded_outputs));
+    std::vector<float> weight(size(padded_outputs * inputs)), bias(size(padded_outputs));
     std::vector<double> plain(size(outputs * inputs));
     const double bound = 2.0 / std::sqrt(static_cast<double>(inputs));
     for (std::int64_t o = 0; o < outputs; ++o) {
       plain_bias.push_back(bias[size(o)] = number(-0.2, 0.2));
       for (std::int64_t i = 0; i < inputs; ++i) {
-        plain[size(o * inputs + i)] = weight[size(i * padded_outputs + o)] = number(-bound, bound);
+        const std::int64_t at = (o / kLanes * inputs + i) * kLanes + o % kLanes;
+        plain[size(o * inputs + i)] = weight[size(at)] = number(-bound, bound);
       }
     }
-    add(name + ".weight", {inputs, padded_outputs}, weight);
+    add(name + ".weight", {padded_outputs / kLanes, inputs, kLanes}, weight);
     add(name + ".bias", {padded_outputs}, bias);
     return plain;
   }
 
-  void add_layer(const std::string& name) {
+  void add_layer(const std::string& name, bool last) {
     const std::int64_t hidden = config_.hidden, head_size = hidden / config_.heads,
                        padded_hidden = config_.padded_hidden();
     const auto same = [](std::int64_t i) { return i; };
     const auto in_heads = [&](std::int64_t i) { return i / head_size * config_.head() + i % head_size; };
+    const auto in_hidden = [&](std::int64_t i) { return i / hidden * padded_hidden + i % hidden; };
     const auto in_qkv = [&](std::int64_t i) { return i / hidden * config_.context() + in_heads(i % hidden); };
     const auto one = [](std::int64_t) { return 1.0; };
     const auto query = [&](std::int64_t o) {
       return o < hidden ? 1.0 / std::sqrt(static_cast<double>(head_size)) : 1.0;
     };
     PlainLayer layer;
-    layer.qkv = add_linear(name + "qkv", hidden, padded_hidden, same, 3 * hidden, 3 * config_.context(), in_qkv, query);
+    if (last) {
+      layer.query = add_linear(name + "query", hidden, padded_hidden, same, hidden, config_.context(), in_heads, query);
+      layer.key = add_linear(name + "key", head_size, config_.head(), same, config_.heads * hidden,
+                             config_.heads * padded_hidden, in_hidden, one);
+      layer.value = add_linear(name + "value", hidden, padded_hidden, same, hidden, config_.context(), in_heads, one);
+    } else {
+      layer.qkv =
+          add_linear(name + "qkv", hidden, padded_hidden, same, 3 * hidden, 3 * config_.context(), in_qkv, query);
+    }
     layer.out = add_linear(name + "out", hidden, config_.context(), in_heads, hidden, padded_hidden, same, one);
     layer.ffn1 = add_linear(name + "ffn1", hidden, padded_hidden, same, config_.ffn, config_.padded_ffn(), same, one);
     layer.ffn2 = add_linear(name + "ffn2", config_.ffn, config_.padded_ffn(), same, hidden, padded_hidden, same, one);

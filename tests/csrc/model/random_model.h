@@ -27,7 +27,8 @@ struct PlainLinear {
 };
 
 struct PlainLayer {
-  PlainLinear qkv;  // q, k and v one after the other, head by head; q is not scaled
+  PlainLinear qkv;  // not in the last layer: q, k and v one after the other, head by head; q is not scaled
+  PlainLinear query, key, value;  // in the last layer; key: head -> hidden for each head
   PlainLinear out, ffn1, ffn2;
   PlainNorm attention_norm, output_norm;
 };

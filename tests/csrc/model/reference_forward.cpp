@@ -72,47 +72,108 @@ class Pass {
   }
 
  private:
-  // record: how many rows count for the maxima.
-  Matrix linear(const Matrix& x, const PlainLinear& linear, std::size_t record) {
+  Vector input(const Vector& x, const PlainLinear& linear) const {
+    return quantized_ ? quantize(x, linear, config_.levels) : x;
+  }
+
+  void record(const Matrix& x) {
     Vector most(x[0].size(), 0.0);
-    Matrix y;
-    for (std::size_t row = 0; row < x.size(); ++row) {
-      for (std::size_t i = 0; i < most.size() && row < record; ++i) most[i] = std::max(most[i], std::fabs(x[row][i]));
-      y.push_back(multiply(quantized_ ? quantize(x[row], linear, config_.levels) : x[row], linear.weight, linear.bias));
+    for (const Vector& row : x) {
+      for (std::size_t i = 0; i < most.size(); ++i) most[i] = std::max(most[i], std::fabs(row[i]));
     }
     reference_.maxima.push_back(most);
+  }
+
+  Matrix linear(const Matrix& x, const PlainLinear& linear) {
+    record(x);
+    Matrix y;
+    for (const Vector& row : x) y.push_back(multiply(input(row, linear), linear.weight, linear.bias));
     return y;
   }
 
-  Matrix encode(const PlainLayer& layer, const Matrix& x, bool last) {
-    const std::size_t tokens = x.size(), record = last ? 1 : tokens, hidden = x[0].size();
-    const std::size_t heads = static_cast<std::size_t>(config_.heads), head_size = hidden / heads;
-    const Matrix qkv = linear(x, layer.qkv, tokens);
-    Matrix context(tokens, Vector(hidden, 0.0));
+  // Row h of x by part h of the outputs of a Linear.
+  Matrix linear_by_head(const Matrix& x, const PlainLinear& linear) {
+    record(x);
+    Matrix y;
+    const std::size_t outputs = linear.bias.size() / x.size();
+    for (std::size_t head = 0; head < x.size(); ++head) {
+      y.push_back(slice(multiply(input(x[head], linear), linear.weight, linear.bias), head, outputs));
+    }
+    return y;
+  }
+
+  static Vector slice(const Vector& x, std::size_t part, std::size_t width) {
+    const auto begin = x.begin() + static_cast<std::ptrdiff_t>(part * width);
+    return {begin, begin + static_cast<std::ptrdiff_t>(width)};
+  }
+
+  // One head of a row of queries, divided by the root of its size.
+  Vector scaled_query(const Vector& row, std::size_t head) const {
+    const auto head_size = static_cast<std::size_t>(config_.hidden / config_.heads);
+    Vector query = slice(row, head, head_size);
+    for (double& value : query) value /= std::sqrt(static_cast<double>(head_size));
+    return query;
+  }
+
+  // softmax(query . keys) of one head's query, and the mean of the values that it gives.
+  Vector attend(const Vector& query, const Matrix& keys, const Matrix& values) const {
+    Vector weights, mean(values[0].size(), 0.0);
+    double sum = 0.0;
+    for (const Vector& key : keys) {
+      double score = 0.0;
+      for (std::size_t d = 0; d < key.size(); ++d) score += query[d] * key[d];
+      weights.push_back(std::exp(score));
+      sum += weights.back();
+    }
+    for (std::size_t j = 0; j < values.size(); ++j) {
+      for (std::size_t d = 0; d < mean.size(); ++d) mean[d] += weights[j] / sum * values[j][d];
+    }
+    return mean;
+  }
+
+  Matrix attention(const PlainLayer& layer, const Matrix& x) {
+    const std::size_t heads = static_cast<std::size_t>(config_.heads), head_size = x[0].size() / heads;
+    const Matrix qkv = linear(x, layer.qkv);
+    Matrix context(x.size());
     for (std::size_t head = 0; head < heads; ++head) {
-      const std::size_t q = head * head_size, k = hidden + q, v = 2 * hidden + q;
-      for (std::size_t i = 0; i < tokens; ++i) {
-        Vector weights(tokens);
-        double sum = 0.0;
-        for (std::size_t j = 0; j < tokens; ++j) {
-          double score = 0.0;
-          for (std::size_t d = 0; d < head_size; ++d) score += qkv[i][q + d] * qkv[j][k + d];
-          sum += weights[j] = std::exp(score / std::sqrt(static_cast<double>(head_size)));
-        }
-        for (std::size_t j = 0; j < tokens; ++j) {
-          for (std::size_t d = 0; d < head_size; ++d) context[i][q + d] += weights[j] / sum * qkv[j][v + d];
-        }
+      Matrix keys, values;
+      for (const Vector& row : qkv) {
+        keys.push_back(slice(row, heads + head, head_size));
+        values.push_back(slice(row, 2 * heads + head, head_size));
+      }
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        const Vector mean = attend(scaled_query(qkv[i], head), keys, values);
+        context[i].insert(context[i].end(), mean.begin(), mean.end());
       }
     }
-    const Matrix middle = add_norm(x, linear(context, layer.out, record), layer.attention_norm);
-    Matrix inner = linear(middle, layer.ffn1, record);
+    return context;
+  }
+
+  // Of the first token: its queries are brought to the tokens, as the core does.
+  Matrix last_attention(const PlainLayer& layer, const Matrix& x) {
+    const auto heads = static_cast<std::size_t>(config_.heads);
+    const Vector query = linear({x[0]}, layer.query)[0];
+    Matrix queries, means;
+    for (std::size_t head = 0; head < heads; ++head) queries.push_back(scaled_query(query, head));
+    for (const Vector& wanted : linear_by_head(queries, layer.key)) means.push_back(attend(wanted, x, x));
+    Vector context;
+    for (const Vector& part : linear_by_head(means, layer.value))
+      context.insert(context.end(), part.begin(), part.end());
+    return {context};
+  }
+
+  Matrix encode(const PlainLayer& layer, const Matrix& all, bool last) {
+    const Matrix context = last ? last_attention(layer, all) : attention(layer, all);
+    const Matrix x(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(context.size()));
+    const Matrix middle = add_norm(x, linear(context, layer.out), layer.attention_norm);
+    Matrix inner = linear(middle, layer.ffn1);
     for (Vector& row : inner) {
       for (double& value : row) {
         value = config_.activation == Activation::kRelu ? std::max(value, 0.0)
                                                         : 0.5 * value * std::erfc(-value / std::sqrt(2.0));
       }
     }
-    return add_norm(middle, linear(inner, layer.ffn2, record), layer.output_norm);
+    return add_norm(middle, linear(inner, layer.ffn2), layer.output_norm);
   }
 
   Matrix add_norm(const Matrix& x, const Matrix& y, const PlainNorm& norm) const {

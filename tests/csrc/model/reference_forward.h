@@ -11,8 +11,8 @@ namespace agnews_fast {
 struct Reference {
   std::vector<double> logits;       // (labels)
   std::vector<double> first_token;  // (hidden)
-  // The largest magnitude of each input of qkv, out, ffn1, ffn2 of each layer; in the last layer only the first token's
-  // rows count, but for k and v.
+  // The largest magnitude of each input of qkv, out, ffn1, ffn2 of each layer; in the last layer of query, key, value,
+  // out, ffn1, ffn2, which are computed for the first token alone.
   std::vector<std::vector<double>> maxima;
 };
 

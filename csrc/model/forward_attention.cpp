@@ -1,0 +1,116 @@
+// Attention: for every token, and in the last layer for the first token of each text alone.
+#include <algorithm>
+#include <cstring>
+
+#include "model/forward.h"
+
+namespace agnews_fast {
+
+void Forward::attention(const Linear& qkv, const Batch& batch, const Member& member) {
+  Rows& tokens = ws_.tokens;
+  const std::int64_t heads = model_.config.heads;
+  quantize_hidden(tokens, qkv, member);
+  project(Stage::kQkv, qkv, tokens.quantized.view(tokens.rows, qkv.input.k), member, panels_of(qkv), Activation::kNone,
+          tokens.qkv.data(), model_.config.qkv_stride());
+  member.barrier();
+  const Range share = member.share(batch.texts * heads);
+  for (std::int64_t item = share.begin; item < share.end; ++item) {
+    attend(batch, item / heads, item % heads, ws_.attention[static_cast<std::size_t>(member.rank)]);
+  }
+  member.barrier();
+}
+
+void Forward::attend(const Batch& batch, std::int64_t text, std::int64_t head, Workspace::Attention& scratch) {
+  const StageTimer timer(observer_, Stage::kAttention);
+  const Config& config = model_.config;
+  const std::int64_t head_size = config.head(), stride = config.qkv_stride();
+  const std::int64_t tokens = batch.length(text), padded = round_up(tokens, kLanes);
+  float* keys = scratch.keys.data();
+  float* scores = scratch.scores.data();
+  float* inverse_sum = scratch.inverse_sum.data();
+
+  // (tokens, head) each, `stride` apart.
+  float* q = ws_.tokens.qkv.data() + (batch.offsets[text] - batch.offsets[0]) * stride + head * head_size;
+  const float* k = q + config.context();
+  const float* v = k + config.context();
+  kernels_.transpose(k, stride, tokens, head_size, keys, padded);
+  for (std::int64_t begin = 0; begin < tokens; begin += kQueryRows, q += kQueryRows * stride) {
+    const std::int64_t rows = std::min(kQueryRows, tokens - begin);
+    kernels_.gemm_f32(q, stride, keys, padded, kLanes, rows, padded, head_size, nullptr, nullptr, scores, padded);
+    kernels_.softmax(scores, padded, rows, tokens, inverse_sum);
+    kernels_.gemm_f32(scores, padded, v, stride, kLanes, rows, head_size, tokens, inverse_sum, nullptr, q, stride);
+  }
+}
+
+void Forward::last_attention(const Batch& batch, const Member& member) {
+  const FirstTokenAttention& last = model_.last_attention;
+  const std::int64_t heads = model_.config.heads, head_size = model_.config.head();
+  const std::int64_t hidden = model_.config.padded_hidden(), stride = model_.config.qkv_stride();
+  Rows& firsts = ws_.firsts;
+  Workspace::Attention& scratch = ws_.attention[static_cast<std::size_t>(member.rank)];
+  const Range my_heads = member.share(heads);
+
+  member.barrier();
+  take_firsts(batch, member);
+  quantize_hidden(firsts, last.query, member);
+  project(Stage::kQkv, last.query, firsts.quantized.view(firsts.rows, last.query.input.k), member,
+          panels_of(last.query), Activation::kNone, firsts.qkv.data(), stride);
+  for (std::int64_t begin = 0; begin < batch.texts; begin += kTextBlock) {
+    const std::int64_t texts = std::min(kTextBlock, batch.texts - begin);
+    float* q = firsts.qkv.data() + begin * stride;  // (texts, heads, head)
+    float* by_head = ws_.by_head.data();            // (texts, heads, hidden)
+    // Multiplies one head of each text by that head's own matrix.
+    const auto multiply = [&](const Linear& linear, std::int64_t head, const float* x, std::int64_t x_stride,
+                              std::int64_t outputs, float* out, std::int64_t out_stride) {
+      quantize(x, x_stride, texts, linear, Member{}, scratch.rows);
+      project(Stage::kQkv, linear, scratch.rows.view(texts, linear.input.k), Member{},
+              {head * outputs / kPanel, (head + 1) * outputs / kPanel}, Activation::kNone, out, out_stride);
+    };
+    member.barrier();
+    for (std::int64_t head = my_heads.begin; head < my_heads.end; ++head) {
+      multiply(last.key, head, q + head * head_size, stride, hidden, by_head, heads * hidden);
+    }
+    member.barrier();
+    const Range my_texts = member.share(texts);
+    for (std::int64_t i = my_texts.begin; i < my_texts.end; ++i) {
+      attend_from_first_token(batch, begin + i, by_head + i * heads * hidden, scratch);
+    }
+    member.barrier();
+    for (std::int64_t head = my_heads.begin; head < my_heads.end; ++head) {
+      multiply(last.value, head, by_head + head * hidden, heads * hidden, head_size, q, stride);
+    }
+  }
+  member.barrier();
+}
+
+void Forward::take_firsts(const Batch& batch, const Member& member) {
+  const std::int64_t hidden = model_.config.padded_hidden();
+  const Range rows = row_tiles(member, batch.texts);
+  for (std::int64_t text = rows.begin; text < rows.end; ++text) {
+    const std::int64_t from = batch.offsets[text] - batch.offsets[0];
+    std::memcpy(ws_.firsts.hidden.data() + text * hidden, ws_.tokens.hidden.data() + from * hidden,
+                static_cast<std::size_t>(hidden) * sizeof(float));
+  }
+}
+
+// by_head (heads, hidden): K^T q of each head comes in, the sum of p(t) * x(t) goes out.
+void Forward::attend_from_first_token(const Batch& batch, std::int64_t text, float* by_head,
+                                      Workspace::Attention& scratch) {
+  const StageTimer timer(observer_, Stage::kAttention);
+  const Config& config = model_.config;
+  const std::int64_t hidden = config.padded_hidden(), heads = config.heads, padded_heads = round_up(heads, kLanes);
+  const std::int64_t tokens = batch.length(text), padded = round_up(tokens, kLanes);
+  const float* x = ws_.tokens.hidden.data() + (batch.offsets[text] - batch.offsets[0]) * hidden;  // (tokens, hidden)
+  float* queries = scratch.queries.data();
+  float* scores = scratch.scores.data();
+  // One column a head, so that x is read by rows.
+  kernels_.transpose(by_head, hidden, heads, hidden, queries, padded_heads);
+  kernels_.gemm_f32(x, hidden, queries, padded_heads, kLanes, tokens, padded_heads, config.hidden, nullptr, nullptr,
+                    scratch.scores_by_token.data(), padded_heads);
+  kernels_.transpose(scratch.scores_by_token.data(), padded_heads, tokens, padded_heads, scores, padded);
+  kernels_.softmax(scores, padded, heads, tokens, scratch.inverse_sum.data());
+  kernels_.gemm_f32(scores, padded, x, hidden, kLanes, heads, hidden, tokens, scratch.inverse_sum.data(), nullptr,
+                    by_head, hidden);
+}
+
+}  // namespace agnews_fast

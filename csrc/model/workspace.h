@@ -1,0 +1,67 @@
+// The memory of a forward pass.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "model/batch.h"
+#include "model/model.h"
+#include "runtime/aligned_buffer.h"
+
+namespace agnews_fast {
+
+inline constexpr std::int64_t kFfnRows = 96;    // rows of a block of the feed-forward network, a multiple of kRowTile
+inline constexpr std::int64_t kQueryRows = 48;  // queries scored at a time, a multiple of kRowTile
+inline constexpr std::int64_t kTextBlock = 12;  // texts whose last attention is computed together, likewise
+
+// Rows quantised for a matrix product.
+struct QuantizedRows {
+  void grow(std::int64_t rows, std::int64_t k);
+  // The first `rows` of them, as rows of k.
+  PackedRows view(std::int64_t rows, std::int64_t k) {
+    return {packed.data(), scale.data(), zero_point.data(), rows, k};
+  }
+
+  AlignedBuffer<std::uint8_t> packed;      // tiles of (rows, k)
+  AlignedBuffer<float> scale;              // (rows)
+  AlignedBuffer<std::int32_t> zero_point;  // (rows)
+};
+
+// Float rows of activations and the same rows quantised for the next matrix product.
+struct Rows {
+  void grow(const Model& model, std::int64_t rows);
+
+  std::int64_t rows = 0;
+  AlignedBuffer<float> hidden;     // (rows, padded hidden)
+  AlignedBuffer<float> qkv;        // (rows, qkv stride); the context replaces q
+  AlignedBuffer<float> projected;  // (rows, padded hidden): output of `out` and `ffn2`, before the residual
+  QuantizedRows quantized;
+};
+
+// All that a forward pass of up to so many tokens and texts needs; kept and reused, grows only.
+struct Workspace {
+  void grow(const Model& model, const Batch& batch, int members);
+
+  Rows tokens;  // every token
+  Rows firsts;  // the first token of each text, which is all that the last layer computes
+  // One block of the feed-forward network, sized to stay in the second-level cache.
+  AlignedBuffer<float> inner;     // (kFfnRows, padded ffn)
+  QuantizedRows inner_quantized;  // (kFfnRows)
+  AlignedBuffer<float> by_head;   // (kTextBlock, heads, padded hidden): see Forward::last_attention
+  AlignedBuffer<float> pooled;    // (texts, padded hidden)
+  AlignedBuffer<float> logits;    // (texts, padded labels)
+
+  struct Attention {
+    AlignedBuffer<float> keys;         // (head, padded tokens): one head's keys, transposed
+    AlignedBuffer<float> scores;       // (kQueryRows or padded heads, padded tokens)
+    AlignedBuffer<float> inverse_sum;  // (kQueryRows or padded heads)
+    // For the last layer.
+    QuantizedRows rows;                    // (kTextBlock): one head of some texts
+    AlignedBuffer<float> queries;          // (padded hidden, padded heads): one text's, transposed
+    AlignedBuffer<float> scores_by_token;  // (tokens, padded heads)
+  };
+  std::vector<Attention> attention;  // one a member
+};
+
+}  // namespace agnews_fast
