@@ -48,13 +48,14 @@ inline __attribute__((always_inline)) void widen_add(__m256i sum, std::int32_t* 
 
 template <int R, int Depth>
 inline __attribute__((always_inline)) void products(const std::uint8_t* activations, const std::int8_t* weights,
-                                                    std::int64_t k, std::int32_t (&acc)[R][kPanel]) {
+                                                    std::int64_t k, Prefetch prefetch, std::int32_t (&acc)[R][kPanel]) {
   for (int r = 0; r < R; ++r) {
     for (int half = 0; half < 2; ++half) {
       _mm256_store_si256(reinterpret_cast<__m256i*>(acc[r] + half * 8), _mm256_setzero_si256());
     }
   }
   for (std::int64_t block = 0; block < k; block += kGroup * Depth) {
+    if (block % kKBlock == 0) prefetch.block();
     __m256i sum0[R], sum1[R];
 #pragma GCC unroll 8
     for (int d = 0; d < Depth; ++d) {
@@ -84,9 +85,9 @@ struct GemmKernel {
     alignas(64) std::int32_t acc[R][kPanel];
     const std::int8_t* weights = w.data + tile.panel * kPanel * w.k;
     if (w.depth == 8) {
-      products<R, 8>(tile.activations, weights, w.k, acc);
+      products<R, 8>(tile.activations, weights, w.k, tile.prefetch, acc);
     } else {
-      products<R, 4>(tile.activations, weights, w.k, acc);
+      products<R, 4>(tile.activations, weights, w.k, tile.prefetch, acc);
     }
     gemm_epilogue<R>(tile, w, activation, acc);
   }
@@ -96,7 +97,7 @@ void gemm(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin,
           Activation activation, float* out, std::int64_t out_stride) {
   // A panel (k * 16 bytes) stays in the first-level cache while the activations stream past it.
   for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
-    for_each_row_tile<GemmKernel>(a, panel, out, out_stride, w, activation);
+    for_each_row_tile<GemmKernel>(a, w, panel, 1, out, out_stride, activation);
   }
 }
 

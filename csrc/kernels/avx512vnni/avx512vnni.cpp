@@ -21,7 +21,9 @@ inline __attribute__((always_inline)) void panels(const GemmTile& tile, const Pa
     for (int r = 0; r < R; ++r) sum[p][r] = _mm512_setzero_si512();
   }
   const std::uint8_t* u = tile.activations;
+  Prefetch prefetch = tile.prefetch;
   for (std::int64_t group = 0; group < w.k / kGroup; ++group) {
+    if (group % kMaxDepth == 0) prefetch.block();
     __m512i columns[P];
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) columns[p] = _mm512_load_si512(weights + p * panel_size);
@@ -62,10 +64,10 @@ void gemm(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin,
           Activation activation, float* out, std::int64_t out_stride) {
   std::int64_t panel = panel_begin;
   for (; panel + 4 <= panel_end; panel += 4) {
-    for_each_row_tile<Panels<4>::Kernel>(a, panel, out, out_stride, w, activation);
+    for_each_row_tile<Panels<4>::Kernel>(a, w, panel, 4, out, out_stride, activation);
   }
   for (; panel < panel_end; ++panel) {
-    for_each_row_tile<Panels<1>::Kernel>(a, panel, out, out_stride, w, activation);
+    for_each_row_tile<Panels<1>::Kernel>(a, w, panel, 1, out, out_stride, activation);
   }
 }
 
