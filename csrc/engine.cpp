@@ -13,7 +13,7 @@ namespace {
 
 // Texts are computed in chunks of about so many tokens: enough rows to use each weight panel many times while it is in
 // the cache, few enough that the activations stay there too.
-constexpr std::int64_t kChunkTokens = 96;
+constexpr std::int64_t kChunkTokens = 192;
 
 Model load(const MappedFile& file, const Config& config, std::map<std::string, TensorInfo> tensors) {
   TensorTable table(file.data(), file.size(), std::move(tensors));
