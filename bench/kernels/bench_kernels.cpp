@@ -160,13 +160,13 @@ void add_row_cases(const Kernels& kernels, std::vector<Case>& cases) {
     auto context = buffer<float>(rows * 2320, uniform);
     cases.push_back({kernels.name, "gemm_f32 q k", std::to_string(rows) + " x 64 x " + std::to_string(tokens), "MAC",
                      static_cast<double>(rows * 64 * tokens), [=, &kernels] {
-                       kernels.gemm_f32(q->data(), 2320, keys->data(), padded, kLanes, rows, padded, 64, nullptr, nullptr,
-                                        products->data(), padded);
+                       kernels.gemm_f32(q->data(), 2320, keys->data(), padded, kLanes, rows, padded, 64, nullptr,
+                                        nullptr, products->data(), padded);
                      }});
     cases.push_back({kernels.name, "gemm_f32 p v", std::to_string(rows) + " x " + std::to_string(tokens) + " x 64",
                      "MAC", static_cast<double>(rows * 64 * tokens), [=, &kernels] {
-                       kernels.gemm_f32(products->data(), padded, v->data(), 2320, kLanes, rows, 64, tokens, inverse->data(),
-                                        nullptr, context->data(), 2320);
+                       kernels.gemm_f32(products->data(), padded, v->data(), 2320, kLanes, rows, 64, tokens,
+                                        inverse->data(), nullptr, context->data(), 2320);
                      }});
   }
 }
