@@ -4,13 +4,13 @@ The scheme (why, and what it costs and gives, is in csrc/README.md):
 
 * activations are quantised per token at run time, to 0..``levels``;
 * a weight row's scale comes from its root mean square, not from its largest value: a few rows of BERT-like models hold
-  single weights 55 times the rest, which would crush them. What then lies outside -127..127, or would overflow 16-bit
-  sums of ``depth`` products, is kept as an exact integer in a sparse list (FBGEMM's acc16 does this for speed:
-  Khudia et al. 2021, arXiv:2101.05615);
+  single weights 55 times the rest, which would crush them. Weights that would overflow 16-bit sums of ``depth``
+  products are lowered a little; what lies outside -127..127, or would lose too much, is kept as an exact integer in a
+  sparse list (FBGEMM's acc16 does this for speed: Khudia et al. 2021, arXiv:2101.05615);
 * a few input channels are far larger than the rest and would set the scale of the whole activation row. Such a channel
-  is divided by d and stands in d places of the row, each with the same weights (the outlier channel splitting of Zhao
-  et al. 2019, arXiv:1901.09504), which leaves the product as it was. Which channels, the quantised model
-  itself tells, run over pseudo-random tokens.
+  is divided by d and stands in d places of the row, whose weights add up to d times its own (the outlier channel
+  splitting of Zhao et al. 2019, arXiv:1901.09504). Which channels, the quantised model itself tells, run over
+  pseudo-random tokens.
 """
 
 from __future__ import annotations
