@@ -388,7 +388,12 @@ def test_process_reader_gone() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_process_interrupted() -> None:
     with subprocess.Popen(
-        [*COMMAND, "predict"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, "predict"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell starts its background jobs with SIGINT ignored, and so would be what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
