@@ -3,7 +3,7 @@
 #include <pthread.h>
 
 #include <atomic>
-#include <system_error>
+#include <exception>
 
 #include "runtime/float_environment.h"
 
@@ -11,20 +11,19 @@ namespace agnews_fast {
 namespace {
 
 std::atomic<unsigned> forks{0};
+// When the library is loaded: a child forked while a first call registered it might count nothing, or wait for ever.
+[[maybe_unused]] const int registered = ::pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
 
 }  // namespace
 
-unsigned fork_generation() {
-  static const int registered = ::pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1); });
-  static_cast<void>(registered);
-  return forks.load();
-}
+unsigned fork_generation() { return forks.load(); }
 
 ThreadPool::ThreadPool(int size) {
+  threads_.reserve(static_cast<std::size_t>(size) - 1);
   try {
     for (int rank = 1; rank < size; ++rank) threads_.emplace_back([this, rank] { work(rank); });
-  } catch (const std::system_error&) {
-    // The system gives no more threads: those there are do the work.
+  } catch (const std::exception&) {
+    // The system gives no more threads, or no memory for them: those there are do the work.
   }
 }
 
@@ -45,10 +44,15 @@ void ThreadPool::run(const std::function<void(int)>& task) {
     ++generation_;
   }
   wake_.notify_all();
+  struct Join {
+    ThreadPool& pool;
+    ~Join() {
+      std::unique_lock<std::mutex> lock(pool.mutex_);
+      pool.done_.wait(lock, [this] { return pool.running_ == 0; });
+      pool.task_ = nullptr;
+    }
+  } const join{*this};
   task(0);
-  std::unique_lock<std::mutex> lock(mutex_);
-  done_.wait(lock, [this] { return running_ == 0; });
-  task_ = nullptr;
 }
 
 void ThreadPool::work(int rank) {

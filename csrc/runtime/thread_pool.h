@@ -8,8 +8,8 @@
 
 namespace agnews_fast {
 
-// size - 1 threads (fewer if the system gives no more) that sleep until there is work; the caller is the first of the `size` workers. One caller at a time:
-// whoever else comes is told so by try_lock and does the work alone.
+// size - 1 threads (fewer if the system gives no more) that sleep until there is work; the caller is the first of the
+// `size` workers. One caller at a time: whoever else comes is told so by try_lock and does the work alone.
 class ThreadPool {
  public:
   explicit ThreadPool(int size);
@@ -24,8 +24,8 @@ class ThreadPool {
   void lock() { owner_.lock(); }
   void unlock() { owner_.unlock(); }
 
-  // Calls task(rank) once for every rank in 0..size, rank 0 on this thread, and returns when all have. The task must
-  // not throw. Needs the lock.
+  // Calls task(rank) once for every rank in 0..size, rank 0 on this thread, and returns, or throws what rank 0 threw,
+  // when all have ended. The other ranks must not throw. Needs the lock.
   void run(const std::function<void(int)>& task);
 
  private:

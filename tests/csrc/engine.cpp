@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "check.h"
+#include "failing_allocation.h"
 #include "kernels/registry.h"
 #include "model/error.h"
 #include "model/random_model.h"
@@ -136,6 +137,27 @@ TEST(many_callers_at_once_get_their_own_answers) {
     }
     for (std::thread& caller : callers) caller.join();
     CHECK_EQ(std::count(wrong.begin(), wrong.end(), 0), 4);
+  }
+}
+
+TEST(an_allocation_that_fails_is_reported_and_does_no_harm) {
+  for (const Kernels* kernels : {available_kernels().front(), available_kernels().back()}) {
+    for (const auto& [begin, end] : {std::pair{10, 11}, std::pair{0, 20}}) {  // one chunk for a team, and several
+      for (int nth = 1;; ++nth) {
+        const check::Scope scope("instruction set ", kernels->name, ", texts from ", begin, ", allocation ", nth,
+                                 " fails");
+        const std::unique_ptr<Engine> engine = fixture().engine(3, kernels->name);
+        {
+          const FailingAllocation failing(nth);
+          try {
+            run(*engine, fixture().batch(begin, end));
+          } catch (const std::bad_alloc&) {
+          }
+          if (!failing.happened()) break;
+        }
+        CHECK(same_bits(run(*engine, fixture().batch(begin, end)), fixture().expected(begin, end)));
+      }
+    }
   }
 }
 

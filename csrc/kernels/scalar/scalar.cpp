@@ -1,7 +1,6 @@
 // The specification: the plainest code that computes what kernels.h says. Compiled for the baseline machine.
 #include <cmath>
 #include <cstring>
-#include <vector>
 
 #include "kernels/kernels.h"
 #include "kernels/polynomials.h"
@@ -55,34 +54,66 @@ float activate(Activation activation, float x) {
   return x;
 }
 
+// Rows and columns are laid out plainly, a block at a time, as 16-bit numbers: compilers turn the dot products into SIMD.
+// The blocks are on the stack, since a thread of a team that ran out of memory would leave the others waiting.
+constexpr std::int64_t kBlockRows = 16 * kRowTile, kBlockK = 1024;
+
+// A row or column of which groups of 4 k are `stride` groups apart.
+template <typename T>
+struct Strided {
+  const T* data;
+  std::int64_t stride;
+
+  T at(std::int64_t k) const { return data[k / kGroup * stride * kGroup + k % kGroup]; }
+  void unpack(std::int64_t begin, std::int64_t end, std::int16_t* plain) const {
+    for (std::int64_t k = begin; k < end; k += kGroup) {
+      for (std::int64_t j = 0; j < kGroup; ++j) plain[k - begin + j] = data[k * stride + j];
+    }
+  }
+};
+
+Strided<std::uint8_t> row_of(const PackedRows& a, std::int64_t row) {
+  const std::int64_t first = row / kRowTile * kRowTile;
+  return {a.data + first * a.k + (row - first) * kGroup, a.rows - first < kRowTile ? a.rows - first : kRowTile};
+}
+
+// dot[row - first][column] of the rows and one panel.
+void dot_products(const PackedRows& a, std::int64_t first, std::int64_t last, const std::int8_t* panel,
+                  std::int32_t (*dot)[kPanel]) {
+  std::int16_t columns[kPanel][kBlockK], activations[kBlockK];
+  for (std::int64_t begin = 0; begin < a.k; begin += kBlockK) {
+    const std::int64_t end = a.k - begin < kBlockK ? a.k : begin + kBlockK;
+    for (int c = 0; c < kPanel; ++c) Strided<std::int8_t>{panel + c * kGroup, kPanel}.unpack(begin, end, columns[c]);
+    for (std::int64_t row = first; row < last; ++row) {
+      row_of(a, row).unpack(begin, end, activations);
+      for (int c = 0; c < kPanel; ++c) {
+        std::int32_t sum = begin == 0 ? 0 : dot[row - first][c];
+        for (std::int64_t k = 0; k < end - begin; ++k) sum += activations[k] * columns[c][k];
+        dot[row - first][c] = sum;
+      }
+    }
+  }
+}
+
 void gemm(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin, std::int64_t panel_end,
           Activation activation, float* out, std::int64_t out_stride) {
-  const auto size = static_cast<std::size_t>(w.k);
-  // Rows and columns laid out plainly, as 16-bit numbers: compilers turn the dot product below into SIMD.
-  std::vector<std::int16_t> rows(static_cast<std::size_t>(a.rows) * size), column(size);
-  for (std::int64_t row = 0; row < a.rows; ++row) {
-    const std::int64_t first = row / kRowTile * kRowTile;
-    const std::int64_t tile_rows = a.rows - first < kRowTile ? a.rows - first : kRowTile;
-    const std::uint8_t* tile = a.data + first * a.k + (row - first) * kGroup;
-    for (std::int64_t k = 0; k < w.k; ++k)
-      rows[static_cast<std::size_t>(row * w.k + k)] = tile[k / kGroup * tile_rows * kGroup + k % kGroup];
-  }
-  for (std::int64_t n = panel_begin * kPanel; n < panel_end * kPanel; ++n) {
-    const std::int64_t panel = n / kPanel, c = n % kPanel;
-    const std::int8_t* packed = w.data + panel * kPanel * w.k + c * kGroup;
-    for (std::int64_t k = 0; k < w.k; ++k)
-      column[static_cast<std::size_t>(k)] = packed[k / kGroup * kPanel * kGroup + k % kGroup];
-    for (std::int64_t row = 0; row < a.rows; ++row) {
-      const std::int16_t* activations = rows.data() + row * w.k;
-      const std::int16_t* weights = column.data();
-      std::int32_t acc = 0;
-      for (std::int64_t k = 0; k < w.k; ++k) acc += activations[k] * weights[k];
-      for (std::int32_t i = w.outlier_begin[panel]; i < w.outlier_begin[panel + 1]; ++i) {
-        if (w.outlier_column[i] == c) acc += activations[w.outlier_k[i]] * w.outlier_value[i];
+  std::int32_t dot[kBlockRows][kPanel];
+  for (std::int64_t panel = panel_begin; panel < panel_end; ++panel) {
+    for (std::int64_t first = 0; first < a.rows; first += kBlockRows) {
+      const std::int64_t last = a.rows - first < kBlockRows ? a.rows : first + kBlockRows;
+      dot_products(a, first, last, w.data + panel * kPanel * w.k, dot);
+      for (std::int64_t row = first; row < last; ++row) {
+        std::int32_t* sums = dot[row - first];
+        for (std::int32_t i = w.outlier_begin[panel]; i < w.outlier_begin[panel + 1]; ++i) {
+          sums[w.outlier_column[i]] += row_of(a, row).at(w.outlier_k[i]) * w.outlier_value[i];
+        }
+        for (int c = 0; c < kPanel; ++c) {
+          const std::int64_t n = panel * kPanel + c;
+          const std::int32_t exact = sums[c] - a.zero_point[row] * w.column_sum[n];
+          const float y = std::fma(static_cast<float>(exact), a.scale[row] * w.scale[n], w.bias[n]);
+          out[row * out_stride + n] = activate(activation, y);
+        }
       }
-      const std::int32_t exact = acc - a.zero_point[row] * w.column_sum[n];
-      const float y = std::fma(static_cast<float>(exact), a.scale[row] * w.scale[n], w.bias[n]);
-      out[row * out_stride + n] = activate(activation, y);
     }
   }
 }

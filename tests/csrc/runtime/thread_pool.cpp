@@ -6,8 +6,10 @@
 #include <atomic>
 #include <chrono>
 #include <set>
+#include <stdexcept>
 
 #include "check.h"
+#include "failing_allocation.h"
 #include "runtime/float_environment.h"
 
 namespace agnews_fast {
@@ -52,6 +54,35 @@ TEST(a_pool_can_be_destroyed_unused_and_idle) {
     ThreadPool unused(1 + i % 4);
     ThreadPool idle(1 + i % 4);
     idle.run([](int) {});
+  }
+}
+
+TEST(a_task_that_throws_on_the_callers_thread_leaves_no_other_running) {
+  ThreadPool pool(3);
+  std::atomic<int> done{0};
+  const auto task = [&](int rank) {
+    if (rank == 0) throw std::runtime_error("rank 0");
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    ++done;
+  };
+  CHECK_THROWS(pool.run(task), std::runtime_error, "rank 0");
+  CHECK_EQ(done.load(), 2);
+  pool.run([&](int) { ++done; });
+  CHECK_EQ(done.load(), 5);
+}
+
+TEST(without_memory_a_pool_has_fewer_threads_or_is_not_made) {
+  for (int nth = 1;; ++nth) {
+    const check::Scope scope("allocation ", nth, " fails");
+    const FailingAllocation failing(nth);
+    try {
+      ThreadPool pool(4);
+      if (!failing.happened()) break;
+      std::atomic<int> ranks{0};
+      pool.run([&](int) { ++ranks; });
+      CHECK_EQ(ranks.load(), pool.size());
+    } catch (const std::bad_alloc&) {
+    }
   }
 }
 
