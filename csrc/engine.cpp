@@ -41,10 +41,17 @@ struct Engine::Process {
   std::vector<std::unique_ptr<Workspace>> idle;
 };
 
-Engine::Engine(const std::string& path, const Config& config, std::map<std::string, TensorInfo> tensors, int threads,
-               const std::string& isa)
-    : file_(path), kernels_(select_kernels(isa)), model_(load(file_, config, std::move(tensors))), threads_(threads) {
+Engine::Engine(int file, const Config& config, std::map<std::string, TensorInfo> tensors, int threads,
+               const std::string& isa, int largest_team)
+    : file_(file),
+      kernels_(select_kernels(isa)),
+      model_(load(file_, config, std::move(tensors))),
+      threads_(threads),
+      largest_team_(largest_team) {
   if (threads < 1) throw std::invalid_argument("threads: expected at least 1, got " + std::to_string(threads));
+  if (largest_team < 1) {
+    throw std::invalid_argument("largest_team: expected at least 1, got " + std::to_string(largest_team));
+  }
 }
 
 Engine::~Engine() {
@@ -149,11 +156,13 @@ void Engine::run_together(ThreadPool& threads, const std::vector<Batch>& chunks,
     return;
   }
   for (const Batch& chunk : chunks) {
-    std::unique_ptr<Workspace> workspace = take_workspace(chunk, threads.size());
-    Barrier barrier(threads.size());
+    const int members = std::min(threads.size(), largest_team_);
+    std::unique_ptr<Workspace> workspace = take_workspace(chunk, members);
+    Barrier barrier(members);
     threads.run([&](int rank) {
+      if (rank >= members) return;
       Forward(model_, kernels_, *workspace)
-          .run(chunk, Member{rank, threads.size(), &barrier}, logits_of(chunk), first_token_of(chunk));
+          .run(chunk, Member{rank, members, &barrier}, logits_of(chunk), first_token_of(chunk));
     });
     give_back(std::move(workspace));
   }

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <atomic>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -19,10 +20,12 @@ namespace agnews_fast {
 
 class Engine {
  public:
-  // Maps the file and checks it. tensors: the file's header; threads >= 1: how many a call may use; isa: "" for the
-  // best. Throws ModelError, std::system_error or std::invalid_argument.
-  Engine(const std::string& path, const Config& config, std::map<std::string, TensorInfo> tensors, int threads,
-         const std::string& isa);
+  // Maps an open file, which may be closed then, and checks it. tensors: the file's header; threads >= 1: how many a
+  // call may use; isa: "" for the best; largest_team >= 1: how many of the threads may work on one text, which wait for
+  // each other so often that more than there are CPUs make it slower. Throws ModelError, std::system_error or
+  // std::invalid_argument.
+  Engine(int file, const Config& config, std::map<std::string, TensorInfo> tensors, int threads, const std::string& isa,
+         int largest_team = std::numeric_limits<int>::max());
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -58,6 +61,7 @@ class Engine {
   const Kernels& kernels_;
   Model model_;
   const int threads_;
+  const int largest_team_;
   std::atomic<Process*> process_{nullptr};
 };
 

@@ -1,31 +1,21 @@
 #include "runtime/mapped_file.h"
 
-#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <system_error>
 
 namespace agnews_fast {
 
-MappedFile::MappedFile(const std::string& path) {
-  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (file < 0) throw std::system_error(errno, std::generic_category(), path);
+MappedFile::MappedFile(int file) {
   struct stat status;
-  int error = ::fstat(file, &status) == 0 ? 0 : errno;
-  if (error == 0 && status.st_size > 0) {
-    size_ = static_cast<std::size_t>(status.st_size);
-    void* address = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, file, 0);
-    if (address == MAP_FAILED) {
-      error = errno;
-    } else {
-      data_ = static_cast<const std::byte*>(address);
-    }
-  }
-  ::close(file);
-  if (error != 0) throw std::system_error(error, std::generic_category(), path);
+  if (::fstat(file, &status) != 0) throw std::system_error(errno, std::generic_category());
+  if (status.st_size == 0) return;
+  void* address = ::mmap(nullptr, static_cast<std::size_t>(status.st_size), PROT_READ, MAP_SHARED, file, 0);
+  if (address == MAP_FAILED) throw std::system_error(errno, std::generic_category());
+  data_ = static_cast<const std::byte*>(address);
+  size_ = static_cast<std::size_t>(status.st_size);
 }
 
 MappedFile::~MappedFile() {

@@ -1,15 +1,14 @@
 #pragma once
 
 #include <cstddef>
-#include <string>
 
 namespace agnews_fast {
 
 // A file mapped read-only: its pages are shared by all processes that map it, and are read when first touched.
 class MappedFile {
  public:
-  // Throws std::system_error if the file cannot be opened or mapped.
-  explicit MappedFile(const std::string& path);
+  // Maps an open file, which may be closed then. Throws std::system_error if it cannot be mapped.
+  explicit MappedFile(int file);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;

@@ -8,12 +8,13 @@ def available_isas() -> list[str]: ...
 class Engine:
     def __init__(
         self,
-        path: str,
+        file: int,
         *,
         config: dict[str, int | float | str],
         tensors: dict[str, tuple[str, list[int], int, int]],
         threads: int,
         isa: str,
+        largest_team: int,
     ) -> None: ...
     def run(
         self, ids: NDArray[np.int32], offsets: NDArray[np.int64]

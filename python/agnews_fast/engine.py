@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agnews_fast import _core
-from agnews_fast.cpu import requested_isa
-from agnews_fast.model_file import Header, read_model_header
+from agnews_fast.cpu import requested_isa, usable_cpus
+from agnews_fast.model_file import Header, open_regular, parse_json, read_model_header
 
 SIZES = ("layers", "hidden", "heads", "ffn", "vocabulary", "positions", "labels", "levels", "depth")
 
@@ -30,7 +29,7 @@ class LoadedModel:
     header: Header
 
 
-def load(path: str | os.PathLike[str], *, threads: int) -> LoadedModel:
+def load(path: Path, *, threads: int) -> LoadedModel:
     """Map a model file and check it.
 
     Raises:
@@ -38,41 +37,52 @@ def load(path: str | os.PathLike[str], *, threads: int) -> LoadedModel:
         ModelError: the file is not a model of this version, or is damaged.
         ValueError: AGNEWS_FAST_ISA names an instruction set that is unknown or not supported here.
     """
-    path = Path(path)
-    header = read_model_header(path)
+    with open_regular(path) as file:
+        header = read_model_header(path, file)
+        config, labels, tokenizer = _described(path, header)
+        tensors = {
+            name: (tensor.dtype, list(tensor.shape), tensor.begin, tensor.end)
+            for name, tensor in header.tensors.items()
+        }
+        try:
+            engine = _core.Engine(
+                file.fileno(),
+                config=config,
+                tensors=tensors,
+                threads=threads,
+                isa=requested_isa(),
+                largest_team=usable_cpus(),
+            )
+        except _core.ModelError as error:
+            raise _core.ModelError(f"{path}: {error}") from None
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+    return LoadedModel(engine, config, labels, tokenizer, header)
 
-    def described(key: str) -> str:
+
+def _described(path: Path, header: Header) -> tuple[dict[str, Any], list[str], str]:
+    """Config, label names and tokenizer of the metadata."""
+    for key in ("config", "label_names", "tokenizer"):
         if key not in header.metadata:
             raise _core.ModelError(f"{path}: the metadata has no '{key}'")
-        return header.metadata[key]
-
-    try:
-        config = json.loads(described("config"))
-        label_names = json.loads(described("label_names"))
-    except ValueError as error:
-        if isinstance(error, _core.ModelError):
-            raise
-        raise _core.ModelError(f"{path}: the metadata is no JSON ({error})") from None
-    if not isinstance(config, dict) or not all(
-        type(config.get(name)) is int and 0 <= config[name] < 2**31 for name in SIZES
-    ):
-        raise _core.ModelError(f"{path}: expected config to give {', '.join(SIZES)}, got {str(config)[:200]}")
-    if not isinstance(config.get("layer_norm_epsilon"), float) or not isinstance(config.get("activation"), str):
-        raise _core.ModelError(f"{path}: expected config to give layer_norm_epsilon and activation")
-    if (
-        not isinstance(label_names, list)
-        or len(label_names) != config["labels"]
-        or not all(isinstance(label, str) for label in label_names)
-    ):
-        raise _core.ModelError(f"{path}: expected {config['labels']} label names, got {str(label_names)[:200]}")
-    tensors = {
-        name: (tensor.dtype, list(tensor.shape), tensor.begin, tensor.end) for name, tensor in header.tensors.items()
-    }
-    try:
-        engine = _core.Engine(str(path), config=config, tensors=tensors, threads=threads, isa=requested_isa())
-    except _core.ModelError as error:
-        raise _core.ModelError(f"{path}: {error}") from None
-    return LoadedModel(engine, config, label_names, described("tokenizer"), header)
+    config = parse_json(header.metadata["config"], f"{path}: config")
+    names = parse_json(header.metadata["label_names"], f"{path}: label_names")
+    if not isinstance(config, dict):
+        raise _core.ModelError(f"{path}: expected config to be a JSON object, got {type(config).__name__}")
+    for name in SIZES:
+        size = config.get(name)
+        if type(size) is not int or not 0 <= size < 2**31:
+            got = size if isinstance(size, (int, float, str)) else type(size).__name__
+            raise _core.ModelError(f"{path}: config: {name}: expected an integer from 0 to {2**31 - 1}, got {got}")
+    for name, kind in (("layer_norm_epsilon", float), ("activation", str)):
+        if not isinstance(config.get(name), kind):
+            got = type(config.get(name)).__name__
+            raise _core.ModelError(f"{path}: config: {name}: expected {kind.__name__}, got {got}")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise _core.ModelError(f"{path}: label_names: expected a list of str")
+    if len(names) != config["labels"]:
+        raise _core.ModelError(f"{path}: label_names: expected {config['labels']}, got {len(names)}")
+    return config, names, header.metadata["tokenizer"]
 
 
 def pack_ids(ids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

@@ -5,21 +5,25 @@ the header (JSON: name -> dtype, shape, data_offsets; ``__metadata__``: str -> s
 top of that every tensor starts on a 64-byte boundary, which the writer reaches by padding the header and by keeping
 every tensor's size a multiple of 64 bytes.
 
-The ``safetensors`` package would be one more run-time
-dependency, and reads no bfloat16 into NumPy.
+The ``safetensors`` package would be one more run-time dependency, and reads no bfloat16 into NumPy.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
+import re
+import secrets
+import stat
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +31,21 @@ from numpy.typing import NDArray
 from agnews_fast._core import ModelError
 
 FORMAT = "agnews_fast"
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 ALIGNMENT = 64
 
-_MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors package
+_MAX_HEADER = 16 << 20  # bytes: a vocabulary of 100,000 words takes 3 MB
 _NUMPY_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+
+
+_KINDS = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "named pipe",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+    stat.S_IFSOCK: "socket",
+}
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -53,36 +67,89 @@ class Header:
     tensors: dict[str, Tensor]
 
 
-def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read and check the header of a safetensors file.
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading. Refuses what is not a regular file, and does not wait for anyone to write to a pipe.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: it cannot be opened; FileNotFoundError if there is none.
+        ModelError: it is a folder, a pipe, a device or a socket.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise ModelError(f"{path}: expected a regular file, got a socket") from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise ModelError(f"{path}: expected a regular file, got a {_kind(mode)}")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """All of a file; errors as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def _kind(mode: int) -> str:
+    return _KINDS.get(stat.S_IFMT(mode), "special file")
+
+
+def parse_json(text: str | bytes, where: object) -> Any:
+    """The value of a JSON text, of which ``where`` tells the place.
+
+    Raises:
+        ModelError: it is no JSON in UTF-8, is nested too deeply, or has strings that are not valid Unicode.
+    """
+    try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        value = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ModelError(f"{where}: expected strings of valid Unicode, got a lone surrogate") from None
+    except ValueError as error:
+        raise ModelError(f"{where}: expected JSON, got what is none ({error})") from None
+    except RecursionError:
+        raise _nested(where) from None
+    return value
+
+
+def _nested(where: object) -> ModelError:
+    return ModelError(f"{where}: expected a few levels of JSON, got too deep a nesting")
+
+
+def read_header(path: Path, file: BinaryIO) -> Header:
+    """Read and check the header of a safetensors file, which is open at its beginning.
+
+    Raises:
         ModelError: it is no safetensors file, or its header contradicts itself or the file's size.
     """
-    path = Path(path)
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            raise ModelError(f"{path}: expected a safetensors file, got {size} bytes")
-        (length,) = struct.unpack("<Q", prefix)
-        if length > min(_MAX_HEADER, size - 8):
-            raise ModelError(f"{path}: expected a header of at most {size - 8} bytes, got a length of {length}")
-        raw = file.read(length)
+    size = os.fstat(file.fileno()).st_size
+    prefix = file.read(8)
+    if len(prefix) < 8:
+        raise ModelError(f"{path}: expected a safetensors file, got {size} bytes")
+    (length,) = struct.unpack("<Q", prefix)
+    longest = min(_MAX_HEADER, size - 8)
+    if length > longest:
+        raise ModelError(f"{path}: expected a header of at most {longest} bytes, got a length of {length}")
+    header = parse_json(file.read(length), f"{path}: the header")
     try:
-        header = json.loads(raw.decode("utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path}: the header is no JSON ({error})") from None
-    except RecursionError:
-        raise ModelError(f"{path}: the header is nested too deeply") from None
+        return _check_header(path, header, 8 + length, size)
+    except RecursionError:  # a message with a value in it
+        raise _nested(f"{path}: the header") from None
+
+
+def _check_header(path: Path, header: Any, start: int, size: int) -> Header:
     if not isinstance(header, dict):
         raise ModelError(f"{path}: expected the header to be a JSON object, got {type(header).__name__}")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ModelError(f"{path}: expected __metadata__ to map strings to strings")
-    tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
-    position = 8 + length
+    tensors = {name: _tensor(path, name, entry, start) for name, entry in header.items()}
+    position = start
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if tensor.begin != position:
             raise ModelError(f"{path}: tensor '{name}' starts at byte {tensor.begin}, expected {position}")
@@ -104,66 +171,105 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> Tensor:
     raise ModelError(f"{path}: tensor '{name}': expected dtype, shape and data_offsets, got {str(entry)[:200]}")
 
 
-def read_model_header(path: str | os.PathLike[str]) -> Header:
+def read_model_header(path: Path, file: BinaryIO) -> Header:
     """`read_header` for a file that must be a quantised model of this package, with its checksum verified.
 
-    The checksum covers everything but the int8 matrices, which the core checks against their column sums as it proves
-    that they cannot overflow.
+    The checksum covers the header and all tensors but the int8 matrices, which the core checks against their column
+    sums as it proves that they cannot overflow.
 
     Raises:
-        FileNotFoundError, ModelError: as `read_header`; ModelError also for another format, another version or a wrong
-            checksum.
+        ModelError: as `read_header`, and for another format, another version or a wrong checksum.
     """
-    header = read_header(path)
+    header = read_header(path, file)
     found = header.metadata.get("format")
     if found != FORMAT:
         raise ModelError(f"{path}: expected a model file of format '{FORMAT}', got {found!r}; make one with quantize()")
     version = header.metadata.get("format_version")
     if version != FORMAT_VERSION:
         raise ModelError(f"{path}: expected format version '{FORMAT_VERSION}', got {version!r}")
-    with header.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    start = min((tensor.begin for tensor in header.tensors.values()), default=0)
+    entries = {
+        name: _entry(tensor.dtype, tensor.shape, tensor.begin - start, tensor.end - start)
+        for name, tensor in header.tensors.items()
+    }
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         view = memoryview(data)
-        checksum = _checksum((name, view[tensor.begin : tensor.end]) for name, tensor in header.tensors.items())
+        parts = ((name, view[tensor.begin : tensor.end]) for name, tensor in header.tensors.items())
+        checksum = _checksum(header.metadata, entries, parts)
         view.release()
     if header.metadata.get("checksum") != checksum:
         raise ModelError(f"{path}: the file is damaged (checksum {checksum}, not {header.metadata.get('checksum')!r})")
     return header
 
 
-def _checksum(tensors: Iterable[tuple[str, Any]]) -> str:
-    value = 0
+def _entry(dtype: str, shape: Iterable[int], begin: int, end: int) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+def _header_json(metadata: Mapping[str, str], entries: Mapping[str, Any]) -> bytes:
+    return json.dumps({"__metadata__": metadata, **entries}, sort_keys=True, ensure_ascii=False).encode("utf-8")
+
+
+def _checksum(metadata: Mapping[str, str], entries: Mapping[str, Any], tensors: Iterable[tuple[str, Any]]) -> str:
+    """CRC-32 of the header, itself left out, and of the tensors in the order of their names."""
+    value = zlib.crc32(_header_json({key: text for key, text in metadata.items() if key != "checksum"}, entries))
     for name, data in sorted(tensors, key=lambda item: item[0]):
         if not (name.startswith("layers.") and name.endswith(".weight")):
             value = zlib.crc32(data, value)
     return f"{value:08x}"
 
 
-def write_model(path: str | os.PathLike[str], metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> None:
+def check_writable(out: Path) -> None:
+    """See to it, before the work is done, that `write_model` can write there.
+
+    Raises:
+        OSError: it cannot; FileNotFoundError if there is no such folder, FileExistsError if a pipe or device is there.
+    """
+    target = Path(os.path.realpath(out))
+    try:
+        if target.exists() and not target.is_file():
+            kind = _kind(target.stat().st_mode)
+            code = errno.EISDIR if kind == "folder" else errno.EEXIST
+            raise OSError(code, f"expected a regular file or nothing, got a {kind}")
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(out)) from None
+
+
+def write_model(out: Path, metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> None:
     """Write a model file. The same arguments give the same bytes; a reader never sees half a file.
 
-    Every tensor's size must be a multiple of 64 bytes.
+    Every tensor's size must be a multiple of 64 bytes. Where ``out`` is a link, its target is replaced.
+
+    Raises:
+        OSError: it cannot be written.
     """
-    path = Path(path)
+    target = Path(os.path.realpath(out))
     names = {np.dtype("<f4"): "F32", np.dtype("<i4"): "I32", np.dtype("i1"): "I8"}
     entries: dict[str, Any] = {}
     position = 0
     for name, array in sorted(tensors.items()):
         assert array.nbytes % ALIGNMENT == 0, (name, array.shape)
-        offsets = [position, position + array.nbytes]
-        entries[name] = {"dtype": names[array.dtype], "shape": list(array.shape), "data_offsets": offsets}
+        entries[name] = _entry(names[array.dtype], array.shape, position, position + array.nbytes)
         position += array.nbytes
-    checksum = _checksum((name, np.ascontiguousarray(array).data.cast("B")) for name, array in tensors.items())
-    described = {"format": FORMAT, "format_version": FORMAT_VERSION, "checksum": checksum, **metadata}
-    header = json.dumps({"__metadata__": described, **entries}, sort_keys=True, ensure_ascii=False).encode("utf-8")
+    described = {"format": FORMAT, "format_version": FORMAT_VERSION, **metadata}
+    parts = ((name, np.ascontiguousarray(array).data.cast("B")) for name, array in tensors.items())
+    described["checksum"] = _checksum(described, entries, parts)
+    header = _header_json(described, entries)
     header += b" " * (-(8 + len(header)) % ALIGNMENT)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = target.with_name(f".{secrets.token_hex(8)}.tmp")  # other processes may be writing to `out`
     try:
-        with unfinished.open("wb") as file:
+        with unfinished.open("xb") as file:
             file.write(struct.pack("<Q", len(header)))
             file.write(header)
             for _, array in sorted(tensors.items()):
                 file.write(np.ascontiguousarray(array).data.cast("B"))
-        unfinished.replace(path)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(target)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(out)) from None
     finally:
         unfinished.unlink(missing_ok=True)
 

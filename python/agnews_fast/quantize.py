@@ -29,7 +29,16 @@ from tokenizers import Tokenizer
 
 from agnews_fast._core import ModelError
 from agnews_fast.engine import load, pack_ids
-from agnews_fast.model_file import Header, read_float_tensor, read_header, write_model
+from agnews_fast.model_file import (
+    Header,
+    check_writable,
+    open_regular,
+    parse_json,
+    read_float_tensor,
+    read_header,
+    read_regular,
+    write_model,
+)
 from agnews_fast.tokenizer import TextEncoder, read_tokenizer
 
 _PANEL = 16  # as in csrc/kernels/kernels.h
@@ -56,7 +65,8 @@ def quantize(
     Args:
         checkpoint: folder in Hugging Face layout: ``config.json``, ``tokenizer.json`` (or ``vocab.txt``), and
             ``model.safetensors`` or shards with ``model.safetensors.index.json``; float16, bfloat16 or float32.
-        out: the file to write. The same checkpoint gives the same bytes.
+        out: the file to write, or replace as a whole: who has an older one open keeps that. Where it is a link, its
+            target is replaced. The same checkpoint gives the same bytes.
         levels: largest quantised activation, 127 or 255. 255 halves the rounding of activations, but more weights
             overflow the 16-bit sums and go to the sparse list.
         depth: how many products the AVX2 kernel adds in 16 bits, 4 or 8. 8 is faster.
@@ -65,9 +75,11 @@ def quantize(
         The path of the file written.
 
     Raises:
-        FileNotFoundError: the folder, or a shard that its index names, does not exist.
-        ModelError: the checkpoint is of another architecture, or a tensor is missing, has a wrong shape or dtype, or is
-            not finite.
+        FileNotFoundError: the checkpoint folder, a shard that its index names, or the folder of ``out`` does not exist.
+        OSError: ``out`` cannot be written, or is a folder, a pipe or a device; it is tried before the work is done.
+        ModelError: the checkpoint is of another architecture or for another problem than choosing one of several
+            labels, its tokenizer cannot be used, or a tensor is missing, unknown, has a wrong shape or dtype, or is not
+            finite.
         ValueError: levels or depth is none of the values above.
 
     Example:
@@ -78,7 +90,9 @@ def quantize(
         raise ValueError(f"levels: expected 127 or 255, got {levels!r}")
     if depth not in (4, 8):
         raise ValueError(f"depth: expected 4 or 8, got {depth!r}")
+    out = Path(out)
     source = Checkpoint(Path(checkpoint))
+    check_writable(out)
     config = source.config | {"levels": levels, "depth": depth}
     metadata = {
         "config": json.dumps(config, sort_keys=True),
@@ -87,7 +101,6 @@ def quantize(
         "source_sha256": source.sha256,
         "scheme": f"u8 activations 0..{levels} per row, int8 weights per column, outliers and split channels exact",
     }
-    out = Path(out)
     tensors = _unquantised_tensors(source)
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder) / "unsplit.safetensors"
@@ -104,6 +117,13 @@ class Checkpoint:
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: expected a checkpoint folder")
         self.folder = folder
+        try:
+            self._read()
+        except RecursionError:  # a message with a value in it
+            raise ModelError(f"{folder}: expected a few levels of JSON, got too deep a nesting") from None
+
+    def _read(self) -> None:
+        folder = self.folder
         described = self._read_config()
         self.config: dict[str, int | float | str] = {
             "layers": described["n_layers"],
@@ -118,6 +138,7 @@ class Checkpoint:
         self.labels = self._read_labels(described)
         self.config["labels"] = len(self.labels)
         self._tensors = self._find_tensors()
+        self._refuse_unknown_tensors()
         self.tokenizer = read_tokenizer(folder)
         largest = max(Tokenizer.from_str(self.tokenizer).get_vocab().values(), default=-1)
         if largest >= described["vocab_size"]:
@@ -129,10 +150,7 @@ class Checkpoint:
         path = self.folder / "config.json"
         if not path.exists():
             raise ModelError(f"{self.folder}: expected config.json")
-        try:
-            described = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise ModelError(f"{path}: no JSON ({error})") from None
+        described = parse_json(read_regular(path), path)
         if not isinstance(described, dict):
             raise ModelError(f"{path}: expected a JSON object, got {type(described).__name__}")
         expected = "DistilBertForSequenceClassification"
@@ -142,6 +160,9 @@ class Checkpoint:
                 f"{path}: expected architecture {expected}, got {described.get('architectures')} "
                 f"(model_type {described.get('model_type')!r})"
             )
+        problem = described.get("problem_type")
+        if problem not in (None, "single_label_classification"):
+            raise ModelError(f"{path}: problem_type: expected 'single_label_classification', got {problem!r}")
         described.setdefault("activation", "gelu")
         if described["activation"] not in ("gelu", "relu"):
             raise ModelError(f"{path}: activation: expected 'gelu' or 'relu', got {described['activation']!r}")
@@ -156,13 +177,21 @@ class Checkpoint:
         return described
 
     def _read_labels(self, described: dict[str, Any]) -> list[str]:
+        path = self.folder / "config.json"
         names = described.get("id2label")
         if names is None:
-            return [f"LABEL_{i}" for i in range(int(described.get("num_labels", 2)))]
-        try:
-            return [str(names[str(i)]) for i in range(len(names))]
-        except (KeyError, TypeError):
-            raise ModelError(f"{self.folder / 'config.json'}: id2label: expected names for 0, 1, ...") from None
+            number = described.get("num_labels", 2)
+            if type(number) is not int or not 2 <= number < 2**31:
+                raise ModelError(f"{path}: num_labels: expected an integer, 2 or more, got {number!r}")
+            return [f"LABEL_{i}" for i in range(number)]
+        if not isinstance(names, dict) or names.keys() != {str(i) for i in range(len(names))}:
+            raise ModelError(f"{path}: id2label: expected names for 0, 1, ..., got {str(names)[:200]}")
+        for number, name in names.items():
+            if not isinstance(name, (str, int)) or isinstance(name, bool):
+                raise ModelError(f"{path}: id2label: {number}: expected a name, got {str(name)[:200]}")
+        if len(names) < 2:
+            raise ModelError(f"{path}: id2label: expected at least 2 labels, got {len(names)}")
+        return [str(names[str(i)]) for i in range(len(names))]
 
     def _find_tensors(self) -> dict[str, Header]:
         index = self.folder / "model.safetensors.index.json"
@@ -170,18 +199,20 @@ class Checkpoint:
         if single.exists():
             files = [single]
         elif index.exists():
-            try:
-                files = sorted(
-                    {self.folder / str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
-                )
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ModelError(f"{index}: expected a weight_map ({error!r})") from None
+            described = parse_json(read_regular(index), index)
+            names = described.get("weight_map") if isinstance(described, dict) else None
+            if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+                raise ModelError(f"{index}: expected a weight_map from tensors to files")
+            files = sorted({self.folder / name for name in names.values()})
         else:
             raise ModelError(f"{self.folder}: expected model.safetensors or model.safetensors.index.json")
-        headers = [read_header(file) for file in files]
+        headers = []
+        for path in files:
+            with open_regular(path) as file:
+                headers.append(read_header(path, file))
         digest = hashlib.sha256()
         for path in [self.folder / "config.json", *files]:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 digest.update(
                     hashlib.file_digest(file, "sha256").digest()
                     if hasattr(hashlib, "file_digest")
@@ -189,6 +220,24 @@ class Checkpoint:
                 )
         self.sha256 = digest.hexdigest()
         return {name: header for header in headers for name in header.tensors}
+
+    def _refuse_unknown_tensors(self) -> None:
+        """Where config.json and the tensors disagree, a part of the model would be left out without a word."""
+        linears = ["pre_classifier", "classifier"]
+        known = {f"distilbert.embeddings.{name}_embeddings.weight" for name in ("word", "position")}
+        known.add("distilbert.embeddings.position_ids")  # 0, 1, 2, ...: some versions of transformers save it
+        linears.append("distilbert.embeddings.LayerNorm")
+        for i in range(int(self.config["layers"])):
+            layer = f"distilbert.transformer.layer.{i}"
+            linears += [f"{layer}.attention.{name}_lin" for name in "qkv"] + [f"{layer}.attention.out_lin"]
+            linears += [f"{layer}.{name}" for name in ("sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm")]
+        known |= {f"{name}.{part}" for name in linears for part in ("weight", "bias")}
+        of_the_model = ("distilbert.", "pre_classifier.", "classifier.")
+        unknown = sorted(name for name in self._tensors.keys() - known if name.startswith(of_the_model))
+        if unknown:
+            raise ModelError(
+                f"{self.folder}: tensor '{unknown[0]}' is unknown in a model of {self.config['layers']} layers"
+            )
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Floats:
         """One tensor; raises ModelError if it is missing or has another shape."""

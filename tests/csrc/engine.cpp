@@ -54,8 +54,8 @@ struct Fixture {
     for (std::int64_t text = 0; text < 40; ++text) alone.push_back(run(*one, batch(text, text + 1)));
   }
 
-  std::unique_ptr<Engine> engine(int threads, const std::string& isa = "") const {
-    return std::make_unique<Engine>(file.path(), model.plain.config, model.tensors, threads, isa);
+  std::unique_ptr<Engine> engine(int threads, const std::string& isa = "", int largest_team = 1024) const {
+    return std::make_unique<Engine>(file.descriptor(), model.plain.config, model.tensors, threads, isa, largest_team);
   }
   Batch batch(std::int64_t begin, std::int64_t end) const {
     return Batch{texts->ids.data(), texts->offsets.data(), 40}.slice(begin, end);
@@ -97,6 +97,16 @@ TEST(batches_of_any_size_and_any_number_of_threads_give_the_same_bits) {
     const std::unique_ptr<Engine> engine = fixture().engine(threads);
     for (const auto& [begin, end] : kRanges) {
       const check::Scope scope("threads ", threads, ", texts ", begin, " to ", end);
+      CHECK(same_bits(run(*engine, fixture().batch(begin, end)), fixture().expected(begin, end)));
+    }
+  }
+}
+
+TEST(a_team_smaller_than_the_pool_gives_the_same_bits) {
+  for (const int largest_team : {1, 2, 3}) {
+    const check::Scope scope("largest team ", largest_team);
+    const std::unique_ptr<Engine> engine = fixture().engine(4, "", largest_team);
+    for (const auto& [begin, end] : kRanges) {
       CHECK(same_bits(run(*engine, fixture().batch(begin, end)), fixture().expected(begin, end)));
     }
   }
@@ -187,16 +197,16 @@ TEST(ids_and_lengths_out_of_range_are_refused_and_do_no_harm) {
 TEST(what_cannot_be_opened_or_used_is_refused) {
   const Fixture& f = fixture();
   const Config& config = f.model.plain.config;
-  CHECK_THROWS(Engine("no-such-folder/model.safetensors", config, f.model.tensors, 1, ""), std::system_error,
-               "no-such-folder/model.safetensors");
+  CHECK_THROWS(Engine(-1, config, f.model.tensors, 1, ""), std::system_error, "");
   CHECK_THROWS(f.engine(0), std::invalid_argument, "threads: expected at least 1, got 0");
   CHECK_THROWS(f.engine(-3), std::invalid_argument, "got -3");
+  CHECK_THROWS(f.engine(2, "", 0), std::invalid_argument, "largest_team: expected at least 1, got 0");
   CHECK_THROWS(f.engine(1, "mmx"), std::invalid_argument, "'mmx'");
-  CHECK_THROWS(Engine(f.file.path(), config, {}, 1, ""), ModelError, "is missing");
+  CHECK_THROWS(Engine(f.file.descriptor(), config, {}, 1, ""), ModelError, "is missing");
   const TemporaryFile empty("", 0);
-  CHECK_THROWS(Engine(empty.path(), config, f.model.tensors, 1, ""), ModelError, "inside a file of 0");
+  CHECK_THROWS(Engine(empty.descriptor(), config, f.model.tensors, 1, ""), ModelError, "inside a file of 0");
   const TemporaryFile truncated(f.model.bytes.data(), static_cast<std::size_t>(f.model.bytes.size()) - 1);
-  CHECK_THROWS(Engine(truncated.path(), config, f.model.tensors, 1, ""), ModelError, "inside a file of");
+  CHECK_THROWS(Engine(truncated.descriptor(), config, f.model.tensors, 1, ""), ModelError, "inside a file of");
 }
 
 TEST(maxima_of_a_batch_are_the_largest_of_its_texts) {

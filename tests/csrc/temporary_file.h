@@ -1,5 +1,6 @@
 #pragma once
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <cstddef>
@@ -20,18 +21,22 @@ class TemporaryFile {
     std::ofstream file(path_, std::ios::binary);
     file.write(static_cast<const char*>(bytes), static_cast<std::streamsize>(size));
     if (!file.flush()) throw std::runtime_error("cannot write " + path_.string());
+    descriptor_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+    if (descriptor_ < 0) throw std::runtime_error("cannot open " + path_.string());
   }
   ~TemporaryFile() {
+    ::close(descriptor_);
     std::error_code ignored;
     std::filesystem::remove(path_, ignored);
   }
   TemporaryFile(const TemporaryFile&) = delete;
   TemporaryFile& operator=(const TemporaryFile&) = delete;
 
-  std::string path() const { return path_.string(); }
+  int descriptor() const { return descriptor_; }  // open for reading
 
  private:
   std::filesystem::path path_;
+  int descriptor_ = -1;
 };
 
 }  // namespace agnews_fast

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import stat
 import struct
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +107,7 @@ def test_opens_with_safetensors(small_model: Path, small_checkpoint: Path) -> No
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     assert metadata["format"] == "agnews_fast"
-    assert metadata["format_version"] == "1"
+    assert metadata["format_version"] == "2"
     assert len(metadata["source_sha256"]) == 64
     assert set(metadata["source_sha256"]) <= set("0123456789abcdef")
     sizes = json.loads(metadata["config"]).values()
@@ -192,6 +197,122 @@ def test_config_keys_that_may_be_missing(copy: Path, tmp_path: Path, missing: st
         assert len(classifier.labels) == 5
 
 
+# Where the file goes
+
+
+def test_a_link_stays_a_link(small_checkpoint: Path, small_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    link, target = tmp_path / "link.safetensors", tmp_path / "folder" / "target.safetensors"
+    link.symlink_to(target)
+    for _ in range(2):  # a link to nothing, and to a file
+        assert quantize(small_checkpoint, link) == link
+        assert link.is_symlink()
+        assert target.read_bytes() == small_model.read_bytes()
+
+
+def test_permissions_follow_the_umask(small_checkpoint: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        out = quantize(small_checkpoint, tmp_path / "model.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(out.stat().st_mode) == 0o640
+
+
+def test_out_that_cannot_be_written_is_noticed_before_the_work(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object) -> None:
+        raise AssertionError("the work has begun")
+
+    # The package's attribute of this name is the function.
+    monkeypatch.setattr(sys.modules["agnews_fast.quantize"], "_unquantised_tensors", work)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    for name, error in (
+        ("pipe", FileExistsError),
+        ("/dev/null", FileExistsError),
+        ("", IsADirectoryError),
+        ("no/folder/model.safetensors", FileNotFoundError),
+        ("file/model.safetensors", NotADirectoryError),
+    ):
+        out = tmp_path / name
+        with pytest.raises(error) as raised:
+            quantize(small_checkpoint, out)
+        assert raised.value.filename == str(out)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_many_may_write_the_same_file(small_checkpoint: Path, small_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    with ThreadPoolExecutor(4) as pool:
+        for written in pool.map(lambda _: quantize(small_checkpoint, out), range(8)):
+            assert written.read_bytes() == small_model.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+# vocab.txt
+
+
+def with_vocabulary_alone(folder: Path, **settings: object) -> Path:
+    """The checkpoint as it was before there were tokenizer.json files."""
+    vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    (folder / "tokenizer.json").unlink()
+    lines = "".join(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.__getitem__))
+    (folder / "vocab.txt").write_text(lines, encoding="utf-8")
+    if settings:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+SPECIAL_TEXTS = [*TEXTS, "a [SEP] b [MASK][PAD] [unk] c", "[CLS]x", "Ünï 日本 [SEP"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True},
+        {"unk_token": "[UNK]", "sep_token": {"__type": "AddedToken", "content": "[SEP]", "lstrip": False}},
+    ],
+    ids=["no settings", "settings", "AddedToken"],
+)
+def test_vocabulary_alone(copy: Path, small: Classifier, settings: dict[str, object]) -> None:
+    with Classifier(with_vocabulary_alone(copy, **settings), threads=1) as classifier:
+        assert_same_bits(classifier.logits(SPECIAL_TEXTS), small.logits(SPECIAL_TEXTS), "vocab.txt")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("do_lower_case", "yes"), ("strip_accents", 1), ("sep_token", ["[SEP]"]), ("cls_token", {"content": 3})],
+)
+def test_settings_that_make_no_sense(copy: Path, key: str, value: object) -> None:
+    refuse(with_vocabulary_alone(copy, **{key: value}), rf"tokenizer_config\.json.*{key}")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no JSON", b"[]", b"\xff", b"[" * 100_000], ids=lambda value: repr(value[:9])
+)
+def test_settings_that_are_none(copy: Path, content: bytes) -> None:
+    with_vocabulary_alone(copy)
+    (copy / "tokenizer_config.json").write_bytes(content)
+    refuse(copy, r"tokenizer_config\.json")
+
+
+@pytest.mark.parametrize("special", ["[UNK]", "[CLS]", "[SEP]"])
+def test_vocabulary_without_a_special_token(copy: Path, special: str) -> None:
+    with_vocabulary_alone(copy)
+    path = copy / "vocab.txt"
+    path.write_text(path.read_text(encoding="utf-8").replace(special, "other"), encoding="utf-8")
+    refuse(copy, rf"vocab\.txt.*{re.escape(special)}")
+
+
+def test_vocabulary_that_is_not_utf8(copy: Path) -> None:
+    with_vocabulary_alone(copy)
+    (copy / "vocab.txt").write_bytes(b"[UNK]\n[CLS]\n\xe9\n")
+    refuse(copy, r"vocab\.txt.*UTF-8.*byte 12")
+
+
 # Checkpoints that are refused
 
 
@@ -256,6 +377,13 @@ def test_other_model_type(copy: Path) -> None:
         ("max_position_embeddings", 0),
         ("id2label", {"1": "a", "2": "b"}),
         ("id2label", 5),
+        ("id2label", {}),
+        ("id2label", {"0": "one"}),
+        ("id2label", {"0": "a", "1": None}),
+        ("id2label", {"0": "a", "1": ["b"]}),
+        ("problem_type", "multi_label_classification"),
+        ("problem_type", "regression"),
+        ("problem_type", 5),
     ],
 )
 def test_config_that_makes_no_sense(copy: Path, key: str, value: object) -> None:
@@ -263,13 +391,61 @@ def test_config_that_makes_no_sense(copy: Path, key: str, value: object) -> None
     refuse(copy, key if key not in ("n_heads", "vocab_size") else None)
 
 
-@pytest.mark.parametrize("content", ["", "no JSON", "[]", "null", "3", '{"dim": '])
+def test_label_that_is_no_valid_unicode(copy: Path) -> None:
+    change_config(copy, id2label={"0": "a", "1": "half a pair: \ud83d"})
+    refuse(copy, r"config\.json.*surrogate")
+
+
+@pytest.mark.parametrize("number", ["5", 5.0, 1, -1, True])
+def test_num_labels_that_makes_no_sense(copy: Path, number: object) -> None:
+    change_config(copy, id2label=None, num_labels=number)
+    refuse(copy, "num_labels")
+
+
+def test_problem_type_of_one_label_is_accepted(copy: Path, small_model: Path, tmp_path: Path) -> None:
+    change_config(copy, problem_type="single_label_classification")
+    assert_same_bits(logits_of(quantize(copy, tmp_path / "out")), logits_of(small_model), "problem_type")
+
+
+def test_fewer_layers_than_there_are_tensors_for(copy: Path) -> None:
+    """They would be left out without a word."""
+    change_config(copy, n_layers=1)
+    refuse(copy, r"transformer\.layer\.1\..*unknown")
+
+
+@pytest.mark.parametrize(
+    ("name", "accepted"),
+    [
+        ("distilbert.embeddings.position_ids", True),  # saved by older versions of transformers
+        ("another_head.weight", True),
+        ("distilbert.embeddings.token_type_embeddings.weight", False),
+        ("distilbert.transformer.layer.0.attention.q_lin.lora_A.weight", False),
+        ("classifier.dense.weight", False),
+    ],
+)
+def test_tensors_that_are_unknown(copy: Path, small_model: Path, tmp_path: Path, name: str, accepted: bool) -> None:
+    write_tensors(copy, read_tensors(copy) | {name: np.zeros((1, 4), np.float32)}, dtype="float16")
+    if accepted:
+        assert_same_bits(logits_of(quantize(copy, tmp_path / "out")), logits_of(small_model), name)
+    else:
+        refuse(copy, re.escape(name))
+
+
+@pytest.mark.parametrize("content", ["", "no JSON", "[]", "null", "3", '{"dim": ', "[" * 100_000])
 def test_config_that_is_no_config(copy: Path, content: str) -> None:
     (copy / "config.json").write_text(content, encoding="utf-8")
     refuse(copy, r"config\.json")
 
 
-@pytest.mark.parametrize("content", ["", "no JSON", "{}", "[]", '{"model": {"type": "WordPiece"}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *["", "no JSON", "{}", "[]", '{"model": {"type": "WordPiece"}}', "[" * 100_000],
+        '{"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "[UNK]", "max_input_chars_per_word": 100, '
+        '"continuing_subword_prefix": "##"}}',  # its unknown token is not in the vocabulary
+    ],
+    ids=lambda content: content[:50],
+)
 def test_tokenizer_that_is_none(copy: Path, content: str) -> None:
     (copy / "tokenizer.json").write_text(content, encoding="utf-8")
     refuse(copy, "tokenizer")

@@ -46,9 +46,11 @@ class ModelFile:
     def seal(self) -> ModelFile:
         """Make the checksum right again, so that what a test damaged is met by the check behind it.
 
-        It covers every tensor but the int8 matrices, which are checked against their column sums.
+        It covers the header, and every tensor but the int8 matrices, which are checked against their column sums.
         """
-        value = 0
+        described = {key: text for key, text in self.metadata.items() if key != "checksum"}
+        header = json.dumps({"__metadata__": described, **self.tensors}, sort_keys=True, ensure_ascii=False)
+        value = zlib.crc32(header.encode())
         for name, entry in sorted(self.tensors.items()):
             if not (name.startswith("layers.") and name.endswith(".weight")):
                 begin, end = entry["data_offsets"]
@@ -56,8 +58,11 @@ class ModelFile:
         self.metadata["checksum"] = f"{value:08x}"
         return self
 
-    def write(self, path: Path) -> Path:
+    def content(self) -> bytes:
         text = json.dumps(self.header).encode()
         text += b" " * (-(8 + len(text)) % ALIGNMENT)
-        path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(self.payload))
+        return struct.pack("<Q", len(text)) + text + bytes(self.payload)
+
+    def write(self, path: Path) -> Path:
+        path.write_bytes(self.content())
         return path
