@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,8 +22,11 @@ from agnews_fast.tokenizer import TextEncoder
 
 PACKAGED_MODEL = Path(__file__).with_name("model.safetensors")
 
-# Texts that are tokenised and computed at a time: enough that every thread has work, few enough to bound memory.
+# Texts, and tokens a thread, that are computed at a time: enough that every thread has work, few enough to bound memory
+# and the time until a KeyboardInterrupt is seen (some seconds).
 _BLOCK = 256
+_BLOCK_TOKENS = 8192
+_MOST_THREADS = 1024
 
 Texts: TypeAlias = Iterable[str]
 Floats: TypeAlias = NDArray[np.float32]
@@ -37,13 +41,15 @@ class Classifier:
 
     Args:
         model: None for the packaged AG News model; the path of a model file made by `quantize`; or of a checkpoint
-            folder in Hugging Face layout, which is then quantised first (some seconds).
-        threads: CPUs that one call may use; None for all that this process may use (affinity, cgroup quota).
+            folder in Hugging Face layout, which is then quantised first (some seconds). A model file in use is mapped,
+            not copied: to change it, replace it (as `quantize` does) and never write into it.
+        threads: CPUs that one call may use, 1 to 1024; None for all that this process may use (affinity, cgroup quota).
+            More threads than CPUs gain nothing.
         max_length: most tokens of a text that count, [CLS] and [SEP] included; None for all that the model can take.
 
     Raises:
-        FileNotFoundError: there is nothing at ``model``.
-        ModelError: what is there is no model, or is damaged.
+        FileNotFoundError: there is nothing at ``model``; OSError: it cannot be read.
+        ModelError: what is there is no model, or is damaged. A subclass of ValueError.
         ValueError: threads or max_length is out of range, or the environment variable ``AGNEWS_FAST_ISA`` names an
             instruction set that is unknown or not supported by this CPU.
         TypeError: an argument has the wrong type.
@@ -66,18 +72,18 @@ class Classifier:
     ) -> None:
         self._loaded: LoadedModel | None = None
         if threads is None:
-            threads = usable_cpus()
-        _check_integer("threads", threads, 1, 1024)
-        path = PACKAGED_MODEL if model is None else Path(model)
+            threads = min(usable_cpus(), _MOST_THREADS)
+        threads = _checked_integer("threads", threads, 1, _MOST_THREADS)
+        if model == "":  # which Path takes for the current folder
+            raise FileNotFoundError(errno.ENOENT, "model: expected a path", model)
+        path = PACKAGED_MODEL if model is None else Path(model).absolute()
         if path.is_dir():
             with tempfile.TemporaryDirectory() as folder:  # the mapping outlives the file's name
                 loaded = load(quantize(path, Path(folder) / "model.safetensors"), threads=threads)
         else:
             loaded = load(path, threads=threads)
         positions: int = loaded.config["positions"]
-        if max_length is None:
-            max_length = positions
-        _check_integer("max_length", max_length, 2, positions)
+        max_length = _checked_integer("max_length", positions if max_length is None else max_length, 2, positions)
         self._path = path
         try:
             self._encoder = TextEncoder(loaded.tokenizer_json, max_length)
@@ -126,15 +132,21 @@ class Classifier:
         """The most probable label of each text.
 
         Args:
-            texts: one text, or any iterable of texts (list, tuple, NumPy array, pandas Series, generator).
+            texts: one text, or any ordered iterable of texts (list, tuple, NumPy array, pandas Series, generator).
             truncation: cut texts of more than `max_length` tokens; otherwise they raise ValueError.
 
         Returns:
             A label for one text, a list of labels for several.
 
         Raises:
-            TypeError: a text is not a ``str``; the message gives its index and type.
-            ValueError: a text is not valid Unicode, or too long while truncation is off; or the classifier is closed.
+            TypeError: a text is not a ``str``, with its index and type in the message; or ``texts`` is no ordered
+                iterable of one dimension.
+            ValueError: a text is not valid Unicode, or too long while truncation is off, with its index in the message;
+                the model's output is not finite; or the classifier is closed.
+
+        Example:
+            >>> Classifier(threads=1).predict(["Stocks fell on Wall Street", "NASA probe lands on Titan"])
+            ['Business', 'Sci/Tech']
         """
         best = self.logits(texts, truncation=truncation).argmax(axis=-1)
         if isinstance(texts, str):
@@ -142,20 +154,45 @@ class Classifier:
         return [self._labels[i] for i in best.tolist()]
 
     def predict_iter(self, texts: Texts, *, batch_size: int = _BLOCK, truncation: bool = True) -> Iterator[str]:
-        """Yield the label of each text, reading ``batch_size`` texts ahead: for streams of any length.
+        """The labels of a stream of any length, in bounded memory.
+
+        Args:
+            texts: any ordered iterable of texts, of which at most ``batch_size`` are read ahead.
+            batch_size: most texts that are computed at a time, 1 or more. It changes speed, never results.
+            truncation: as in `predict`.
+
+        Returns:
+            An iterator of labels, in the order of the texts.
 
         Raises:
-            TypeError, ValueError: as `predict`; indices count from the start of the stream.
+            TypeError, ValueError: as `predict`, for the arguments at once, and for a text after the labels of all texts
+                before it; indices count from the start of the stream.
+
+        Example:
+            >>> lines = (line for line in ["Stocks fell on Wall Street", "NASA probe lands on Titan"])
+            >>> list(Classifier(threads=1).predict_iter(lines, batch_size=64))
+            ['Business', 'Sci/Tech']
         """
-        _check_integer("batch_size", batch_size, 1, 2**31)
-        for logits, _ in self._blocks(self._several(texts), truncation, batch_size):
-            for i in logits.argmax(axis=-1).tolist():
-                yield self._labels[i]
+        batch_size = _checked_integer("batch_size", batch_size, 1, 2**31)
+        blocks = self._blocks(self._several(texts), truncation, batch_size)
+        return (self._labels[i] for logits, _ in blocks for i in logits.argmax(axis=-1).tolist())
 
     def predict_proba(self, texts: str | Texts, *, truncation: bool = True) -> Floats:
-        """Softmax of `logits`, float32: (texts, labels), or (labels,) for one text.
+        """The probability of every label: the softmax of `logits`.
 
-        Arguments and errors as `predict`.
+        Args:
+            texts: as in `predict`.
+            truncation: as in `predict`.
+
+        Returns:
+            float32 (texts, labels), or (labels,) for one text; columns in the order of `labels`, rows that sum to 1.
+
+        Raises:
+            TypeError, ValueError: as `predict`.
+
+        Example:
+            >>> Classifier(threads=1).predict_proba(["Stocks fell on Wall Street"]).shape
+            (1, 4)
         """
         logits = self.logits(texts, truncation=truncation).astype(np.float64)
         exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
@@ -163,40 +200,89 @@ class Classifier:
         return probabilities
 
     def logits(self, texts: str | Texts, *, truncation: bool = True) -> Floats:
-        """The model's output, float32: (texts, labels), or (labels,) for one text.
+        """The model's output before the softmax.
 
-        Arguments and errors as `predict`.
+        Args:
+            texts: as in `predict`.
+            truncation: as in `predict`.
+
+        Returns:
+            float32 (texts, labels), or (labels,) for one text; columns in the order of `labels`.
+
+        Raises:
+            TypeError, ValueError: as `predict`.
+
+        Example:
+            >>> classifier = Classifier(threads=1)
+            >>> int(classifier.logits("Stocks fell on Wall Street").argmax()) == classifier.labels.index("Business")
+            True
         """
         return self._compute(texts, truncation, 0)
 
     def embed(self, texts: str | Texts, *, truncation: bool = True) -> Floats:
-        """The last hidden state of the first token, float32: (texts, hidden), or (hidden,) for one text.
+        """Sentence embeddings: the last hidden state of the first token ([CLS]), not normalised.
 
-        Arguments and errors as `predict`. Not normalised.
+        Args:
+            texts: as in `predict`.
+            truncation: as in `predict`.
+
+        Returns:
+            float32 (texts, hidden), or (hidden,) for one text.
+
+        Raises:
+            TypeError, ValueError: as `predict`.
+
+        Example:
+            >>> Classifier(threads=1).embed(["one text", "another text"]).shape
+            (2, 768)
         """
         return self._compute(texts, truncation, 1)
 
     def logits_from_ids(self, ids: Sequence[Sequence[int]]) -> Floats:
-        """`logits` of texts that are already tokenised, special tokens included: float32 (texts, labels).
+        """`logits` of texts that are already tokenised.
+
+        Args:
+            ids: the token ids of each text, special tokens included.
+
+        Returns:
+            float32 (texts, labels).
 
         Raises:
             TypeError: an id is not an integer.
             ValueError: a text has no tokens or more than the model has positions, or an id is not in its vocabulary.
+
+        Example:
+            >>> Classifier(threads=1).logits_from_ids([[101, 15768, 3062, 102]]).shape
+            (1, 4)
         """
-        engine = self._open().engine
+        loaded = self._open()
         texts = [np.asarray(text) if len(text) else np.zeros(0, np.int64) for text in ids]
+        highest = loaded.config["vocabulary"] - 1
         for i, text in enumerate(texts):
             if text.dtype == object and all(isinstance(token, int) for token in text):
                 raise ValueError(f"ids[{i}]: expected ids of the vocabulary, got one beyond 64 bits")
             if text.ndim != 1 or text.dtype.kind not in "iu":
                 raise TypeError(f"ids[{i}]: expected a sequence of int, got {text.dtype} of shape {text.shape}")
-            outside = text[(text < 0) | (text >= 2**31)]
+            if not 1 <= len(text) <= loaded.config["positions"]:
+                raise ValueError(f"ids[{i}]: expected 1 to {loaded.config['positions']} tokens, got {len(text)}")
+            outside = text[(text < 0) | (text > highest)]
             if len(outside):
-                raise ValueError(f"ids[{i}]: expected ids of the vocabulary, got {outside[0]}")
-        return _checked(engine.run(*pack_ids([text.tolist() for text in texts]))[0])
+                raise ValueError(f"ids[{i}]: expected ids of the vocabulary, 0 to {highest}, got {outside[0]}")
+        lists = (text.tolist() for text in texts)
+        return self._concatenated([logits for logits, _ in self._run(lists, _BLOCK)], "labels")
 
     def __call__(self, texts: str | Texts, *, truncation: bool = True) -> list[dict[str, str | float]]:
-        """Label and probability of each text, as a Hugging Face pipeline gives them. Arguments and errors as `predict`.
+        """Label and probability of each text, as a Hugging Face text-classification pipeline gives them.
+
+        Args:
+            texts: as in `predict`.
+            truncation: as in `predict`.
+
+        Returns:
+            One ``{"label": ..., "score": ...}`` a text; for one text too, a list of one.
+
+        Raises:
+            TypeError, ValueError: as `predict`.
 
         Example:
             >>> Classifier(threads=1)("Stocks fell on Wall Street")[0]["label"]
@@ -239,34 +325,58 @@ class Classifier:
         self._open()
         if isinstance(texts, (str, bytes, bytearray, Mapping)) or not isinstance(texts, Iterable):
             raise TypeError(f"texts: expected an iterable of str, got {type(texts).__name__}")
-        if isinstance(texts, np.ndarray) and texts.ndim != 1:
-            raise TypeError(f"texts: expected one dimension, got an array of shape {texts.shape}")
+        if isinstance(texts, (set, frozenset)):
+            raise TypeError(f"texts: expected an iterable with an order, got {type(texts).__name__}")
+        dimensions = getattr(texts, "ndim", 1)
+        if dimensions != 1:  # an array or a DataFrame, which iterates over the names of its columns
+            raise TypeError(f"texts: expected one dimension, got {type(texts).__name__} of {dimensions}")
         return texts
 
     def _compute(self, texts: str | Texts, truncation: bool, output: int) -> Floats:
-        loaded = self._open()
         if isinstance(texts, str):
-            ids = self._encode(texts, "text", truncation)
-            return _checked(loaded.engine.run(*pack_ids([ids]))[output][0])
-        blocks = [block[output] for block in self._blocks(self._several(texts), truncation, _BLOCK)]
-        if not blocks:
-            return np.zeros((0, loaded.config[("labels", "hidden")[output]]), np.float32)
-        return np.concatenate(blocks)
+            (block,) = self._run([self._encode(texts, "text", truncation)], 1)
+            row: Floats = block[output][0]
+            return row
+        blocks = self._blocks(self._several(texts), truncation, _BLOCK)
+        return self._concatenated([block[output] for block in blocks], ("labels", "hidden")[output])
+
+    def _concatenated(self, blocks: list[Floats], columns: str) -> Floats:
+        nothing = np.zeros((0, self._open().config[columns]), np.float32)
+        return np.concatenate([nothing, *blocks])
 
     def _blocks(self, texts: Texts, truncation: bool, size: int) -> Iterator[tuple[Floats, Floats]]:
-        """Logits and first-token states of ``size`` texts at a time."""
+        """Logits and first-token states of at most ``size`` texts at a time."""
+        return self._run((self._encode(text, f"texts[{i}]", truncation) for i, text in enumerate(texts)), size)
+
+    def _run(self, texts: Iterable[list[int]], size: int) -> Iterator[tuple[Floats, Floats]]:
+        """Logits and first-token states of at most ``size`` texts at a time, and of all before one that fails."""
         engine = self._open().engine
-        remaining = enumerate(texts)
-        while ids := [self._encode(text, f"texts[{i}]", truncation) for i, text in islice(remaining, size)]:
-            logits, first_token = engine.run(*pack_ids(ids))
-            yield _checked(logits), first_token
+        remaining = iter(texts)
+        failure: Exception | None = None
+        while failure is None:
+            ids: list[list[int]] = []
+            try:
+                tokens = 0
+                for text in islice(remaining, size):
+                    ids.append(text)
+                    tokens += len(text)
+                    if tokens >= _BLOCK_TOKENS * self._threads:
+                        break
+            except Exception as error:
+                failure = error
+            if ids:
+                logits, first_token = engine.run(*pack_ids(ids))
+                yield _checked(logits), first_token
+            elif failure is None:
+                return
+        raise failure
 
     def _encode(self, text: str, where: str, truncation: bool) -> list[int]:
         if not isinstance(text, str):
             raise TypeError(f"{where}: expected str, got {type(text).__name__}")
         try:
             text.encode("utf-8")  # tokenizers takes a lone surrogate for a value of another type
-            return self._encoder.encode(text, truncation=truncation)
+            ids = self._encoder.encode(text, truncation=truncation)
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"{where}: expected valid Unicode, got the lone surrogate U+{ord(text[error.start]):04X} "
@@ -274,6 +384,9 @@ class Classifier:
             ) from None
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
+        if not ids:
+            raise ValueError(f"{where}: expected at least one token, got none (the tokenizer adds no special tokens)")
+        return ids
 
 
 def _checked(values: Floats) -> Floats:
@@ -282,11 +395,12 @@ def _checked(values: Floats) -> Floats:
     return values
 
 
-def _check_integer(name: str, value: object, lowest: int, highest: int) -> None:
+def _checked_integer(name: str, value: object, lowest: int, highest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if not lowest <= value <= highest:
         raise ValueError(f"{name}: expected {lowest} to {highest}, got {value}")
+    return int(value)
 
 
 def _unpickle(model: Path | None, threads: int, max_length: int) -> Classifier:

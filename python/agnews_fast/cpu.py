@@ -6,8 +6,8 @@ import math
 import os
 from pathlib import Path
 
-_CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
-_CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 
 ISA_VARIABLE = "AGNEWS_FAST_ISA"
 
@@ -23,13 +23,33 @@ def usable_cpus() -> int:
 
 
 def _cgroup_quota() -> float | None:
-    """CPU time a period that the container may use, in CPUs; None if there is no limit."""
+    """CPU time a period that this process's cgroups allow, in CPUs; None if there is no limit.
+
+    Version 2 and version 1: https://docs.kernel.org/admin-guide/cgroup-v2.html, under cpu.max;
+    https://docs.kernel.org/scheduler/sched-bwc.html.
+    """
     try:
-        if _CGROUP_V2.exists():
-            quota, period = _CGROUP_V2.read_text("ascii").split()[:2]
-            return None if quota == "max" else int(quota) / int(period)
-        v1_quota = int((_CGROUP_V1 / "cpu.cfs_quota_us").read_text("ascii"))
-        return None if v1_quota <= 0 else v1_quota / int((_CGROUP_V1 / "cpu.cfs_period_us").read_text("ascii"))
+        lines = _OWN_CGROUPS.read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return None
+    quotas = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "" or "cpu" in controllers.split(","):
+            # In a container the path may be that of the host, which is not there; the container's own is the root.
+            inner = Path(path.lstrip("/"))
+            for group in [inner, *inner.parents]:
+                quotas.append(_quota_of(_CGROUPS / controllers / group, controllers == ""))
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_of(group: Path, version_2: bool) -> float | None:
+    try:
+        if version_2:
+            quota, period = (group / "cpu.max").read_text("ascii").split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text("ascii") for name in ("quota", "period"))
+        return int(quota) / int(period) if quota != "max" and int(quota) > 0 else None
     except (OSError, ValueError, ZeroDivisionError):
         return None
 

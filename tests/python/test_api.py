@@ -14,7 +14,8 @@ from typing import Any
 import agnews_fast
 import numpy as np
 import pytest
-from agnews_fast import Classifier
+from agnews_fast import Classifier, cpu
+from agnews_fast.engine import pack_ids
 from reference.bits import assert_same_bits
 from reference.checkpoint import encode
 from reference.onnx_graph import build_onnx
@@ -248,10 +249,47 @@ def test_threads_follow_the_affinity(small_model: Path) -> None:
     assert int(threads) == 1
 
 
+def test_threads_follow_the_quotas_of_all_groups_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 2 (one tree) and version 1 (one a controller), from the process's own group up to the root."""
+    groups, own = tmp_path / "cgroup", tmp_path / "self"
+    monkeypatch.setattr(cpu, "_CGROUPS", groups)
+    monkeypatch.setattr(cpu, "_OWN_CGROUPS", own)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+
+    def write(name: str, text: str) -> None:
+        (groups / name).parent.mkdir(parents=True, exist_ok=True)
+        (groups / name).write_text(text, encoding="ascii")
+
+    assert cpu.usable_cpus() == 64  # no groups at all
+    own.write_text("0::/a/b\n", encoding="ascii")
+    assert cpu.usable_cpus() == 64
+    write("a/b/cpu.max", "max 100000\n")
+    assert cpu.usable_cpus() == 64
+    write("a/cpu.max", "250000 100000\n")
+    assert cpu.usable_cpus() == 3
+    write("a/b/cpu.max", "20000 100000\n")
+    assert cpu.usable_cpus() == 1
+    own.write_text("0::/the/hosts/name\n", encoding="ascii")  # in a container: its root is the host's folder
+    assert cpu.usable_cpus() == 64
+    write("cpu.max", "400000 100000\n")
+    assert cpu.usable_cpus() == 4
+    own.write_text("12:cpuset:/\n4:cpu,cpuacct:/c\n0::/\n", encoding="ascii")
+    write("cpu,cpuacct/c/cpu.cfs_quota_us", "-1\n")
+    write("cpu,cpuacct/c/cpu.cfs_period_us", "100000\n")
+    assert cpu.usable_cpus() == 4
+    write("cpu,cpuacct/c/cpu.cfs_quota_us", "150000\n")
+    assert cpu.usable_cpus() == 2
+    for damaged in ("", "1\n", "x y\n", "5 0\n"):
+        write("cpu.max", damaged)
+        assert cpu.usable_cpus() == 2
+
+
 def test_threads_as_asked(small_model: Path) -> None:
     for threads in (1, 3):
         with Classifier(small_model, threads=threads) as classifier:
             assert classifier.threads == threads
+    with Classifier(small_model, threads=np.int64(2), max_length=np.int32(16)) as classifier:  # type: ignore[arg-type]
+        assert (type(classifier.threads), type(classifier.max_length)) == (int, int)
 
 
 def test_isa(classifier: Classifier) -> None:
@@ -327,6 +365,61 @@ def test_model_from_a_folder_and_from_a_file(small_checkpoint: Path, small_model
 def test_pickle(small: Classifier) -> None:
     copy = pickle.loads(pickle.dumps(small))
     assert_same_bits(copy.logits(TEXTS), small.logits(TEXTS), "unpickled")
+
+
+def test_pickle_finds_the_model_from_another_folder(
+    small: Classifier, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small_model.parent)
+    with Classifier(small_model.name) as relative:
+        monkeypatch.chdir(tmp_path)
+        copy = pickle.loads(pickle.dumps(relative))
+    assert_same_bits(copy.logits(TEXTS), small.logits(TEXTS), "unpickled")
+
+
+def test_long_texts_are_computed_in_small_blocks(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A KeyboardInterrupt is seen between them; 256 texts of 512 tokens would take most of a minute."""
+    texts = [HEADLINE * 20] * 150 + TEXTS
+    with Classifier(small_model, threads=1) as classifier:
+        blocks: list[list[list[int]]] = []
+
+        def counting(ids: list[list[int]]) -> Any:
+            blocks.append(ids)
+            return pack_ids(ids)
+
+        monkeypatch.setattr("agnews_fast.classifier.pack_ids", counting)
+        logits = classifier.logits(texts)
+        assert sum(len(ids) for ids in blocks) == len(texts)
+        assert max(sum(map(len, ids)) for ids in blocks) < 8192 + 128
+        ids = [text for block in blocks for text in block]
+        blocks.clear()
+        assert_same_bits(classifier.logits_from_ids(ids), logits, "from ids")
+        assert len(blocks) > 2
+        assert_same_bits(logits[:150], np.repeat(logits[:1], 150, axis=0), "equal texts")
+
+
+def test_the_interpreter_ends_while_a_daemon_thread_computes(small_model: Path) -> None:
+    """In the core's computation the thread holds no GIL; Python must not be gone when it asks for it again."""
+    ended = run_python(
+        """
+        import os, sys, threading, time
+        from agnews_fast import Classifier
+        classifier = Classifier(sys.argv[1], threads=2)
+        def work():
+            while True:
+                classifier.predict(["text " * 100] * 50)
+        class SlowEnd:
+            def __del__(self, sleep=time.sleep, write=os.write):
+                sleep(0.5)  # other threads may run, of an interpreter that is no more
+                write(1, b"ended")
+        sys.slow_end = SlowEnd()
+        for _ in range(3):
+            threading.Thread(target=work, daemon=True).start()
+        time.sleep(0.1)
+        """,
+        small_model,
+    )
+    assert ended == "ended"
 
 
 def test_idle_threads_use_no_cpu(small_model: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import re
+import shutil
+import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from agnews_fast import Classifier, ModelError, available_isas
+from agnews_fast import Classifier, ModelError, available_isas, quantize
 from reference.bits import assert_same_bits
 from reference.checkpoint import encode
 from reference.model_file import ModelFile
@@ -57,7 +61,7 @@ def test_wrong_type_in_a_list_is_named(small: Classifier, wrong: object, type_na
 
 @pytest.mark.parametrize(
     "wrong",
-    [None, b"bytes", bytearray(b"bytes"), memoryview(b"bytes"), 7, 1.5, {"a": 1}, object()],
+    [None, b"bytes", bytearray(b"bytes"), memoryview(b"bytes"), 7, 1.5, {"a": 1}, {"a"}, frozenset("a"), object()],
     ids=lambda value: type(value).__name__,
 )
 def test_wrong_type_instead_of_texts(small: Classifier, wrong: Any) -> None:
@@ -73,6 +77,14 @@ def test_wrong_array(small: Classifier, array: Any) -> None:
     for method in methods(small):
         with pytest.raises(TypeError):
             method(array)
+
+
+def test_data_frame(small: Classifier) -> None:
+    """It would be taken for the names of its columns."""
+    pandas = pytest.importorskip("pandas")
+    for method in methods(small):
+        with pytest.raises(TypeError, match=r"one dimension.*DataFrame"):
+            method(pandas.DataFrame({"text": ["a", "b"]}))
 
 
 def test_predict_iter_refuses_a_single_str(small: Classifier) -> None:
@@ -105,6 +117,27 @@ def test_an_error_of_the_source_passes_through(small: Classifier) -> None:
     for method in methods(small):
         with pytest.raises(KeyError, match="of the source"):
             method(source())
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 256])
+def test_a_stream_gives_all_labels_before_a_bad_text(small: Classifier, batch_size: int) -> None:
+    texts: list[Any] = ["one", "two", "three", "four", "five", None, "seven"]
+    stream, got = small.predict_iter(texts, batch_size=batch_size), []
+    with pytest.raises(TypeError, match=r"texts\[5\].*NoneType"):
+        got.extend(stream)  # extends as far as the stream comes
+    assert got == small.predict(texts[:5])
+    assert list(stream) == []
+
+
+def test_a_streams_arguments_are_checked_at_once(small: Classifier, small_model: Path) -> None:
+    with pytest.raises(ValueError, match="batch_size"):
+        small.predict_iter(["a"], batch_size=0)
+    with pytest.raises(TypeError, match="texts"):
+        small.predict_iter(None)  # type: ignore[arg-type]
+    closed = Classifier(small_model)
+    closed.close()
+    with pytest.raises(ValueError, match="closed"):
+        closed.predict_iter(["a"])
 
 
 def test_still_usable_after_an_error(small: Classifier) -> None:
@@ -157,7 +190,7 @@ def test_empty_and_blank_texts_are_only_special_tokens(small: Classifier, small_
     assert_same_bits(small.logits(["", " ", "\n\t \u3000", "\0"]), expected, "blank texts")
 
 
-@pytest.mark.parametrize("unit", ["word after word, ", "x", "日", "\n"])
+@pytest.mark.parametrize("unit", ["word after word, ", "x", "日", "\n", ".", "é", "\u0301", "\u200d"])
 def test_text_of_5_mb(small: Classifier, small_checkpoint: Path, unit: str) -> None:
     text = unit * (5_000_000 // len(unit.encode()))
     # What decides lies in the first 128 tokens: far fewer characters, save for one word, which is [UNK] at any length.
@@ -166,8 +199,65 @@ def test_text_of_5_mb(small: Classifier, small_checkpoint: Path, unit: str) -> N
 
 
 def test_text_of_5_mb_without_truncation(small: Classifier) -> None:
-    with pytest.raises(ValueError, match=r"texts\[1\].*128.*1000002"):
+    with pytest.raises(ValueError, match=r"texts\[1\].*at most 128.*at least \d+"):
         small.predict(["a", "a " * 1_000_000], truncation=False)
+
+
+PIECES = [
+    *["word", "unaffable", "é", "e\u0301", "\u0301", "\u200d", "日", ".", "...", "'s", "-", "\n", "\0", "x" * 90],
+    *["[SEP]", "[CLS]", "[SE", "P]", "[", "]", "[MASK]", "##ing", "ß", "\u2028", "\ufffd", "🙂", " ", "  ", "\u3000"],
+]
+
+
+def test_long_texts_have_the_tokens_that_the_whole_text_begins_with(small_model: Path, small_checkpoint: Path) -> None:
+    """Only as much of a text is tokenised as counts; where it is cut must not be seen."""
+    rng = np.random.default_rng(21)
+    with Classifier(small_model, threads=1, max_length=8) as short:
+        texts = []
+        for length in range(20, 620, 2):
+            kinds = rng.choice(len(PIECES), size=int(rng.integers(1, len(PIECES))), replace=False)
+            texts.append("".join(PIECES[i] for i in rng.choice(kinds, size=length)))
+        assert sum(len(text) > 1000 for text in texts) > 50
+        got, wanted = short.logits(texts), short.logits_from_ids(encode(small_checkpoint, texts, 8))
+        assert_same_bits(got, wanted, "long texts")
+
+
+def spoilt_tokenizer(checkpoint: Path, folder: Path, **changes: Any) -> Path:
+    copy = Path(shutil.copytree(checkpoint, folder))
+    described = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
+    (copy / "tokenizer.json").write_text(json.dumps(described | changes), encoding="utf-8")
+    return copy
+
+
+def test_a_text_without_tokens_is_named(small_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = spoilt_tokenizer(small_checkpoint, tmp_path / "copy", post_processor=None)
+    with Classifier(checkpoint, threads=1) as classifier:
+        assert classifier.logits(["a"]).shape == (1, 5)
+        for method in methods(classifier):
+            with pytest.raises(ValueError, match=r"texts\[300\].*at least one token"):
+                method(["a"] * 300 + [""])
+
+
+def test_a_text_that_the_tokenizer_fails_on_is_named(small_checkpoint: Path, tmp_path: Path) -> None:
+    model = {"type": "WordLevel", "vocab": {"[UNK]": 0, "[CLS]": 2, "[SEP]": 3, "a": 5}, "unk_token": "nowhere"}
+    checkpoint = spoilt_tokenizer(small_checkpoint, tmp_path / "copy", model=model, added_tokens=[])
+    with Classifier(checkpoint, threads=1) as classifier:
+        for method in methods(classifier):
+            with pytest.raises(ValueError, match=r"texts\[1\]: the tokenizer fails"):
+                method(["a", "unknown"])
+
+
+def test_max_length_without_room_for_the_special_tokens(small_checkpoint: Path, tmp_path: Path) -> None:
+    special = {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in (("[CLS]", 2), ("[SEP]", 3))}
+    template = [{"SpecialToken": {"id": name, "type_id": 0}} for name in ("[CLS]", "[SEP]", "[SEP]")]
+    template.insert(1, {"Sequence": {"id": "A", "type_id": 0}})
+    post_processor = {"type": "TemplateProcessing", "single": template, "pair": template, "special_tokens": special}
+    checkpoint = spoilt_tokenizer(small_checkpoint, tmp_path / "copy", post_processor=post_processor)
+    model = quantize(checkpoint, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"max_length: expected at least 3.*got 2"):
+        Classifier(model, max_length=2)
+    with Classifier(model, max_length=3) as classifier:
+        assert classifier.logits(["a text"]).shape == (1, 5)
 
 
 # Ids
@@ -179,7 +269,7 @@ def test_text_of_5_mb_without_truncation(small: Classifier) -> None:
     ids=["vocabulary", "negative", "large", "int32", "huge", "no tokens", "a text without", "positions"],
 )
 def test_ids_out_of_range(small: Classifier, wrong: list[list[int]]) -> None:
-    with pytest.raises((ValueError, OverflowError)):
+    with pytest.raises(ValueError, match=rf"ids\[{len(wrong) - 1}\]"):
         small.logits_from_ids(wrong)
 
 
@@ -271,6 +361,34 @@ def test_missing_file(tmp_path: Path, name: str) -> None:
         Classifier(tmp_path / name)
 
 
+def test_an_empty_path_is_none() -> None:
+    with pytest.raises(FileNotFoundError, match="model: expected a path"):
+        Classifier("")
+
+
+def test_what_is_no_regular_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe that nobody writes to must not be waited for."""
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        monkeypatch.chdir(tmp_path)  # the path of a socket may have 107 bytes at most
+        listening.bind("socket")
+        for name, kind in (("pipe", "named pipe"), ("socket", "socket"), ("/dev/null", "device")):
+            refuse(Path(name), f"expected a regular file, got a {kind}")
+
+
+def test_a_path_that_is_not_utf8(small: Classifier, small_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"mod\xe8le.safetensors")
+    try:
+        path.write_bytes(small_model.read_bytes())
+    except OSError:
+        pytest.skip("the file system takes UTF-8 alone")
+    with Classifier(path) as classifier:
+        assert_same_bits(classifier.logits(["a text"]), small.logits(["a text"]), "a copy")
+        assert "udce8" in repr(classifier)
+    path.write_bytes(b"damaged")
+    refuse(path)
+
+
 def test_an_untouched_copy_is_accepted(model: ModelFile, small: Classifier, tmp_path: Path) -> None:
     """What all the following tests rest on: taking apart, sealing and putting together does no damage by itself."""
     copy = model.seal().write(tmp_path / "copy.safetensors")
@@ -336,7 +454,7 @@ def test_foreign_safetensors(small_checkpoint: Path) -> None:
     refuse(small_checkpoint / "model.safetensors", "format")
 
 
-@pytest.mark.parametrize("version", ["0", "2", "99", "1.1", "", "one"])
+@pytest.mark.parametrize("version", ["0", "1", "99", "2.1", "", "two"])
 def test_other_version(model: ModelFile, tmp_path: Path, version: str) -> None:
     model.metadata["format_version"] = version
     refuse(model.write(tmp_path / "model.safetensors"), "version")
@@ -345,7 +463,7 @@ def test_other_version(model: ModelFile, tmp_path: Path, version: str) -> None:
 @pytest.mark.parametrize("key", ["format", "format_version", "config", "tokenizer"])
 def test_metadata_is_needed(model: ModelFile, tmp_path: Path, key: str) -> None:
     del model.metadata[key]
-    refuse(model.write(tmp_path / "model.safetensors"), key.partition("_")[0])
+    refuse(model.seal().write(tmp_path / "model.safetensors"), key.partition("_")[0])
 
 
 def test_no_metadata(model: ModelFile, tmp_path: Path) -> None:
@@ -353,11 +471,27 @@ def test_no_metadata(model: ModelFile, tmp_path: Path) -> None:
     refuse(model.write(tmp_path / "model.safetensors"))
 
 
-@pytest.mark.parametrize("key", ["config", "tokenizer"])
-@pytest.mark.parametrize("value", ["", "no JSON", "null", "[]", "{}", "7", '{"model": 5}'])
+@pytest.mark.parametrize("key", ["config", "tokenizer", "label_names"])
+@pytest.mark.parametrize(
+    "value",
+    ["", "no JSON", "null", "[]", "{}", "7", '{"model": 5}', "[" * 100_000, '["a", "b", "c", "d", "\\ud83d"]'],
+    ids=lambda value: value[:10],
+)
 def test_metadata_that_makes_no_sense(model: ModelFile, tmp_path: Path, key: str, value: str) -> None:
     model.metadata[key] = value
-    refuse(model.write(tmp_path / "model.safetensors"))
+    refuse(model.seal().write(tmp_path / "model.safetensors"), key)
+
+
+def test_any_change_of_the_header_is_seen(model: ModelFile, tmp_path: Path) -> None:
+    for key in model.metadata:
+        changed = ModelFile(json.loads(json.dumps(model.header)), model.payload)
+        changed.metadata[key] += " "
+        refuse(changed.write(tmp_path / "model.safetensors"), "format|damaged")
+    labels = json.loads(model.metadata["label_names"])
+    model.metadata["label_names"] = json.dumps(labels[::-1])
+    refuse(model.write(tmp_path / "model.safetensors"), "damaged")
+    with Classifier(model.seal().write(tmp_path / "model.safetensors")) as classifier:
+        assert classifier.labels == labels[::-1]
 
 
 MISSING = object()
@@ -374,7 +508,10 @@ def test_config_sizes(model: ModelFile, tmp_path: Path, value: object) -> None:
         if value is not MISSING:
             changed[name] = value
         model.metadata["config"] = json.dumps(changed)
-        refuse(model.write(tmp_path / f"{name}.safetensors"))
+        with pytest.raises(ModelError) as raised:
+            Classifier(model.seal().write(tmp_path / "model.safetensors"))
+        assert "model.safetensors: " in str(raised.value)
+        assert "damaged" not in str(raised.value)
 
 
 Entry = dict[str, Any]
@@ -420,6 +557,8 @@ def test_tensor_entries(model: ModelFile, tmp_path: Path, damage: str) -> None:
     for dtype, name in by_dtype.items():
         damaged = ModelFile(json.loads(json.dumps(model.header)), model.payload)
         ENTRIES[damage](damaged.header[name], len(model.payload))
+        if damaged.header[name].get("data_offsets") == model.header[name]["data_offsets"]:
+            damaged.seal()
         refuse(damaged.write(tmp_path / f"{dtype}.safetensors"))
 
 
@@ -525,21 +664,31 @@ def test_integers_out_of_range_never_crash(model: ModelFile, tmp_path: Path) -> 
     assert int(refused) >= len(names)
 
 
+def damaged_headers(content: bytes) -> Iterator[bytes]:
+    """The file with some bytes of its header changed, and again with the checksum made right where that can be done."""
+    (length,) = struct.unpack_from("<Q", content)
+    rng = random.Random(5)
+    for _ in range(400):
+        damaged = bytearray(content)
+        for _ in range(rng.choice([1, 1, 2, 8])):
+            damaged[rng.randrange(8 + length)] = rng.choice([rng.randrange(256), *b'0129-"{}[],:'])
+        yield bytes(damaged)
+        try:
+            sealed = ModelFile(json.loads(damaged[8 : 8 + length]), bytearray(content[8 + length :])).seal()
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        yield sealed.content()
+
+
 def test_random_damage_to_the_header_never_crashes(small_model: Path, tmp_path: Path) -> None:
+    for number, content in enumerate(damaged_headers(small_model.read_bytes())):
+        (tmp_path / f"{number}.safetensors").write_bytes(content)
     refused, accepted = run_python(
         """
-        import pathlib, random, struct, sys
+        import pathlib, sys
         import agnews_fast
-        content = pathlib.Path(sys.argv[1]).read_bytes()
-        (length,) = struct.unpack_from("<Q", content)
-        rng = random.Random(5)
         refused = accepted = 0
-        for number in range(400):
-            damaged = bytearray(content)
-            for _ in range(rng.choice([1, 1, 2, 8])):
-                damaged[rng.randrange(8 + length)] = rng.choice([rng.randrange(256), *b'0129-"{}[],:'])
-            path = pathlib.Path(sys.argv[2]) / f"{number}.safetensors"
-            path.write_bytes(damaged)
+        for path in pathlib.Path(sys.argv[1]).iterdir():
             try:
                 classifier = agnews_fast.Classifier(path, threads=1)
                 accepted += 1
@@ -554,8 +703,7 @@ def test_random_damage_to_the_header_never_crashes(small_model: Path, tmp_path: 
                 pass
         print(refused, accepted)
         """,
-        small_model,
         tmp_path,
     ).split()
-    assert int(refused) > 100
-    assert int(refused) + int(accepted) == 400
+    assert int(refused) > 400
+    assert int(accepted) > 0  # a change of a label, say, under a right checksum

@@ -15,7 +15,7 @@ def test_readme() -> None:
     assert failed == 0
 
 
-@pytest.mark.parametrize("name", ["agnews_fast", "agnews_fast.classifier", "agnews_fast.metrics"])
+@pytest.mark.parametrize("name", ["agnews_fast", "agnews_fast._core", "agnews_fast.classifier", "agnews_fast.metrics"])
 def test_docstrings(name: str) -> None:
     failed, tried = doctest.testmod(importlib.import_module(name))
     assert tried > 0
