@@ -126,6 +126,7 @@ Activation activation_of(const std::string& name) {
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
+  m.attr("__version__") = AGNEWS_FAST_VERSION;
   py::register_exception<agnews_fast::ModelError>(m, "ModelError", PyExc_ValueError).attr("__doc__") =
       R"(A model file or checkpoint that cannot be used: damaged, of another kind or version, or at odds with itself.
 

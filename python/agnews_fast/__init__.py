@@ -6,15 +6,8 @@ Example:
     ['Business']
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
-from agnews_fast._core import ModelError, available_isas
+from agnews_fast._core import ModelError, __version__, available_isas
 from agnews_fast.classifier import Classifier
 from agnews_fast.quantize import quantize
-
-try:
-    __version__ = version("agnews-fast")
-except PackageNotFoundError:  # run from a build folder
-    __version__ = "0+unknown"
 
 __all__ = ["Classifier", "ModelError", "__version__", "available_isas", "quantize"]

@@ -1,6 +1,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+__version__: str
+
 class ModelError(ValueError): ...
 
 def available_isas() -> list[str]: ...

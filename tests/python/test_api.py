@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import json
 import os
@@ -474,6 +475,10 @@ def test_beside_onnxruntime_in_one_process(small_checkpoint: Path, small_model: 
         """
     for order in ("first", "second"):
         assert run_python(code, small_model, graph, order).strip() == "done"
+
+
+def test_version() -> None:
+    assert agnews_fast.__version__ == importlib.metadata.version("agnews-fast")
 
 
 def test_public_names() -> None:
