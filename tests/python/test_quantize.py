@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 import os
 import re
 import shutil
 import stat
 import struct
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,8 @@ from reference.process import run_python
 from reference.random_checkpoint import make_checkpoint
 from safetensors import safe_open
 from tokenizers import Tokenizer
+
+quantiser = importlib.import_module("agnews_fast.quantize")  # the package's attribute of this name is the function
 
 TEXTS = ["Oil prices soar to all-time record", "a", "", "Red Sox beat the Yankees in extra innings to stay alive " * 20]
 
@@ -197,6 +200,58 @@ def test_config_keys_that_may_be_missing(copy: Path, tmp_path: Path, missing: st
         assert len(classifier.labels) == 5
 
 
+# Weights under the bound of the 16-bit sums
+
+
+def test_lowering_is_the_best_there_is() -> None:
+    """Against every choice of integers for windows of four."""
+    rng = np.random.default_rng(31)
+    limit = 6
+    choices = np.array([c for c in itertools.product(range(limit + 1), repeat=4) if sum(c) <= limit])
+    wanted = rng.uniform(-2, 5, (300, 4)).astype(np.float32)
+    lowered, error = quantiser._lower(wanted, limit)
+    assert (lowered >= 0).all()
+    assert (lowered.sum(axis=1) <= limit).all()
+    positive = wanted > 0
+    missed = np.where(positive, wanted - choices[:, None], 0.0)
+    best = np.square(missed).sum(axis=2).min(axis=0)
+    np.testing.assert_allclose(error, best, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.square(np.where(positive, wanted - lowered, 0)).sum(axis=1), error, rtol=1e-6)
+
+
+def lane_fits(window: list[int], limit: int) -> bool:
+    return max(sum(w for w in window if w > 0), sum(-w for w in window if w < 0)) <= limit
+
+
+@pytest.mark.parametrize(("levels", "depth"), [(127, 8), (127, 4), (255, 8), (255, 4)])
+@pytest.mark.parametrize("spread", [5.0, 18.0, 60.0])
+def test_fitted_weights_keep_to_the_bound_and_lose_little(levels: int, depth: int, spread: float) -> None:
+    """The windows of the 16-bit lanes are taken apart here by plain loops, as csrc/kernels/kernels.h describes them."""
+    limit = 32767 // levels
+    exact = np.random.default_rng(32).normal(0, spread, (6, 64)).astype(np.float32)
+    exact[0, 5], exact[1, 7], exact[2, :32] = 900, -900, 126
+    dense, integers = quantiser._fit(exact, limit, depth)
+    assert np.abs(dense).max() <= 127
+    kept = 0
+    for row, rounded in zip(dense.tolist(), np.rint(exact).astype(int).tolist(), strict=True):
+        for first in range(0, 64, 4 * depth):
+            for pair in (0, 2):
+                lane = [first + 4 * group + pair + i for group in range(depth) for i in (0, 1)]
+                window, before = [row[k] for k in lane], [rounded[k] for k in lane]
+                assert lane_fits(window, limit)
+                if lane_fits(before, limit) and max(map(abs, before)) <= 127:
+                    assert window == before  # nothing but rounding happens
+                    kept += 1
+    assert kept > 0 or spread > 5
+    outliers = dense != integers
+    assert (dense[outliers] == 0).all()
+    np.testing.assert_array_equal(integers[outliers], np.rint(exact)[outliers])
+    assert outliers[0, 5]
+    assert outliers[1, 7]
+    changed = ~outliers & (integers != np.rint(exact))
+    assert (np.abs(integers)[changed] < np.abs(exact)[changed]).all()  # a window is lowered, never raised
+
+
 # Where the file goes
 
 
@@ -225,8 +280,7 @@ def test_out_that_cannot_be_written_is_noticed_before_the_work(
     def work(*_: object) -> None:
         raise AssertionError("the work has begun")
 
-    # The package's attribute of this name is the function.
-    monkeypatch.setattr(sys.modules["agnews_fast.quantize"], "_unquantised_tensors", work)
+    monkeypatch.setattr(quantiser, "_unquantised_tensors", work)
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
     for name, error in (
