@@ -369,7 +369,7 @@ def _splits(name: str, maxima: Floats) -> Splits:
     for slot in range(slots):
         channels[slot] = int(np.argmax(maxima / divisor))
         divisor[channels[slot]] += 1
-    # Pairs of slots take turns in two 16-bit lanes (see _fit): this way each has its part of every channel.
+    # Pairs of slots take turns in two 16-bit lanes (see _windows): this way each has its part of every channel.
     alternating = np.sort(channels).reshape(-1, 2, 2).transpose(0, 2, 1).reshape(-1)
     return alternating, np.float32(1) / divisor
 
@@ -407,7 +407,7 @@ def _in_slots(weight: Floats, channels: Integers, limit: int, depth: int) -> Flo
     """Weights (outputs, inputs), in units of their row's scale, as (outputs, k): added slots, then padding up to k.
 
     The slots of one channel hold the same activation, so only the sum of their weights counts. It is rounded once and
-    dealt out evenly; then the channel's own place takes over what would overflow the windows (see _fit) of the others.
+    dealt out evenly; then the channel's own place takes over what would overflow the windows of the others.
     """
     outputs, inputs = weight.shape
     slots = _pad(weight, (outputs, _round_up(inputs + len(channels), _K_BLOCK)))
@@ -416,10 +416,11 @@ def _in_slots(weight: Floats, channels: Integers, limit: int, depth: int) -> Flo
         total = np.rint(weight[:, channel] * np.float32(len(mine)))
         slots[:, mine] = (total[:, None].astype(np.int64) + np.arange(len(mine))) // len(mine)
 
+    windows = _windows(slots.shape[1], depth)
+
     def window_sum(column: int, sign: int) -> Floats:
-        first = column - column % (_GROUP * depth) + column % _GROUP // 2 * 2
-        columns = first + np.array([[0, 1]]) + _GROUP * np.arange(depth)[:, None]
-        sums: Floats = np.maximum(sign * np.rint(slots[:, columns.reshape(-1)]), 0).sum(axis=1)
+        (mine,) = windows[(windows == column).any(axis=1)]
+        sums: Floats = np.maximum(sign * np.rint(slots[:, mine]), 0).sum(axis=1)
         return sums
 
     for slot, channel in enumerate(channels.tolist(), start=inputs):
@@ -445,19 +446,27 @@ def _row_scales(weight: Floats) -> Floats:
     return np.where(scale < 1e-30, 1.0, scale).astype(np.float32)
 
 
+def _windows(k: int, depth: int) -> Integers:
+    """Positions (k / (2 * depth), 2 * depth) in a row of the weights that meet in one 16-bit lane.
+
+    That is neighbours 2p, 2p + 1 of each of depth consecutive groups of four.
+    """
+    blocks = np.arange(k, dtype=np.int32).reshape(-1, depth, _GROUP // 2, 2)
+    windows: Integers = blocks.transpose(0, 2, 1, 3).reshape(-1, 2 * depth)
+    return windows
+
+
 def _fit(exact: Floats, limit: int, depth: int) -> tuple[Integers, Integers]:
     """Round weights to integers of which no 16-bit sum of ``depth`` products can overflow.
 
-    A window is the 2 * depth weights that meet in one 16-bit lane: neighbours 2p, 2p + 1 of each of depth consecutive
-    groups of four. Neither its positive nor its negative weights may add up to more than ``limit``.
+    Neither the positive nor the negative weights of a window may add up to more than ``limit``.
 
     Returns:
         Two arrays like ``exact``: the dense weights, which are int8 and keep to the limit, and the weights that the
         product is to have. They differ at the outliers, where the dense weight is 0.
     """
-    outputs, k = exact.shape
-    blocks = (outputs, k // (_GROUP * depth), depth, 2, 2)
-    windows = np.ascontiguousarray(exact.reshape(blocks).transpose(0, 1, 3, 2, 4)).reshape(-1, 2 * depth)
+    positions = _windows(exact.shape[1], depth)
+    windows = exact[:, positions].reshape(-1, 2 * depth)
     integers = np.rint(windows).astype(np.int32)
     dense = np.where(np.abs(integers) > 127, 0, integers)
     for sign in (1, -1):
@@ -476,8 +485,9 @@ def _fit(exact: Floats, limit: int, depth: int) -> tuple[Integers, Integers]:
             dense[far, np.argmax(sign * dense[far], axis=1)] = 0
 
     def back(array: Integers) -> Integers:
-        shape = (outputs, k // (_GROUP * depth), 2, depth, 2)
-        return np.ascontiguousarray(array.reshape(shape).transpose(0, 1, 3, 2, 4)).reshape(outputs, k)
+        rows = np.empty(exact.shape, np.int32)
+        rows[:, positions] = array.reshape(-1, *positions.shape)
+        return rows
 
     return back(dense), back(integers)
 
