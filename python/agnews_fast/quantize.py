@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,15 @@ _LARGEST_ERROR = 30.0
 _SPLIT_SLOTS = 32  # places added to a row for split channels
 _CALIBRATION_TEXTS = 64
 _CALIBRATION_TOKENS = 64
+
+_KNOWN_TENSOR = re.compile(
+    r"distilbert\.embeddings\.(((word|position)_embeddings\.weight)|LayerNorm\.(weight|bias)|position_ids)"
+    r"|(pre_classifier|classifier)\.(weight|bias)"  # position_ids, 0, 1, 2, ..., is saved by some versions
+)
+_KNOWN_LAYER_TENSOR = re.compile(
+    r"distilbert\.transformer\.layer\.(\d{1,9})"
+    r"\.(attention\.(q|k|v|out)_lin|sa_layer_norm|ffn\.lin[12]|output_layer_norm)\.(weight|bias)"
+)
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
@@ -135,10 +145,10 @@ class Checkpoint:
             "activation": described["activation"],
             "layer_norm_epsilon": 1e-12,  # fixed in DistilBERT's code
         }
-        self.labels = self._read_labels(described)
-        self.config["labels"] = len(self.labels)
         self._tensors = self._find_tensors()
         self._refuse_unknown_tensors()
+        self.labels = self._read_labels(described)
+        self.config["labels"] = len(self.labels)
         self.tokenizer = read_tokenizer(folder)
         largest = max(Tokenizer.from_str(self.tokenizer).get_vocab().values(), default=-1)
         if largest >= described["vocab_size"]:
@@ -181,8 +191,12 @@ class Checkpoint:
         names = described.get("id2label")
         if names is None:
             number = described.get("num_labels", 2)
-            if type(number) is not int or not 2 <= number < 2**31:
-                raise ModelError(f"{path}: num_labels: expected an integer, 2 or more, got {number!r}")
+            outputs = self._shape("classifier.bias")
+            if type(number) is not int or number < 2 or (number,) != outputs:
+                raise ModelError(
+                    f"{path}: num_labels: expected an integer, 2 or more, and as many as 'classifier.bias' has "
+                    f"(shape {outputs}), got {str(number)[:200]}"
+                )
             return [f"LABEL_{i}" for i in range(number)]
         if not isinstance(names, dict) or names.keys() != {str(i) for i in range(len(names))}:
             raise ModelError(f"{path}: id2label: expected names for 0, 1, ..., got {str(names)[:200]}")
@@ -223,27 +237,25 @@ class Checkpoint:
 
     def _refuse_unknown_tensors(self) -> None:
         """Where config.json and the tensors disagree, a part of the model would be left out without a word."""
-        linears = ["pre_classifier", "classifier"]
-        known = {f"distilbert.embeddings.{name}_embeddings.weight" for name in ("word", "position")}
-        known.add("distilbert.embeddings.position_ids")  # 0, 1, 2, ...: some versions of transformers save it
-        linears.append("distilbert.embeddings.LayerNorm")
-        for i in range(int(self.config["layers"])):
-            layer = f"distilbert.transformer.layer.{i}"
-            linears += [f"{layer}.attention.{name}_lin" for name in "qkv"] + [f"{layer}.attention.out_lin"]
-            linears += [f"{layer}.{name}" for name in ("sa_layer_norm", "ffn.lin1", "ffn.lin2", "output_layer_norm")]
-        known |= {f"{name}.{part}" for name in linears for part in ("weight", "bias")}
-        of_the_model = ("distilbert.", "pre_classifier.", "classifier.")
-        unknown = sorted(name for name in self._tensors.keys() - known if name.startswith(of_the_model))
-        if unknown:
-            raise ModelError(
-                f"{self.folder}: tensor '{unknown[0]}' is unknown in a model of {self.config['layers']} layers"
-            )
+        for name in sorted(self._tensors):
+            layer = _KNOWN_LAYER_TENSOR.fullmatch(name)
+            if layer is not None:
+                known = int(layer[1]) < int(self.config["layers"])
+            else:
+                known = _KNOWN_TENSOR.fullmatch(name) is not None
+            if not known and name.startswith(("distilbert.", "pre_classifier.", "classifier.")):
+                raise ModelError(
+                    f"{self.folder}: tensor '{name}' is unknown in a model of {self.config['layers']} layers"
+                )
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        if name not in self._tensors:
+            raise ModelError(f"{self.folder}: tensor '{name}' is missing")
+        return self._tensors[name].tensors[name].shape
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Floats:
         """One tensor; raises ModelError if it is missing or has another shape."""
-        if name not in self._tensors:
-            raise ModelError(f"{self.folder}: tensor '{name}' is missing")
-        found = self._tensors[name].tensors[name].shape
+        found = self._shape(name)
         if found != shape:
             raise ModelError(f"{self.folder}: tensor '{name}': expected shape {shape}, got {found}")
         return read_float_tensor(self._tensors[name], name)
