@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from agnews_fast._core import ModelError
 from agnews_fast.cpu import usable_cpus
 from agnews_fast.engine import LoadedModel, load, pack_ids
+from agnews_fast.model_file import as_path
 from agnews_fast.quantize import quantize
 from agnews_fast.tokenizer import TextEncoder
 
@@ -74,9 +74,7 @@ class Classifier:
         if threads is None:
             threads = min(usable_cpus(), _MOST_THREADS)
         threads = _checked_integer("threads", threads, 1, _MOST_THREADS)
-        if model == "":  # which Path takes for the current folder
-            raise FileNotFoundError(errno.ENOENT, "model: expected a path", model)
-        path = PACKAGED_MODEL if model is None else Path(model).absolute()
+        path = PACKAGED_MODEL if model is None else as_path("model", model).absolute()
         if path.is_dir():
             with tempfile.TemporaryDirectory() as folder:  # the mapping outlives the file's name
                 loaded = load(quantize(path, Path(folder) / "model.safetensors"), threads=threads)
@@ -91,6 +89,7 @@ class Classifier:
             raise ModelError(f"{path}: {error}") from None
         self._loaded = loaded
         self._labels = loaded.labels
+        self._columns: dict[str, int] = {name: loaded.config[name] for name in ("labels", "hidden")}
         self._isa = loaded.engine.isa
         self._threads = threads
 
@@ -158,7 +157,7 @@ class Classifier:
 
         Args:
             texts: any ordered iterable of texts, of which at most ``batch_size`` are read ahead.
-            batch_size: most texts that are computed at a time, 1 or more. It changes speed, never results.
+            batch_size: most texts that are computed at a time, 1 to 2**31. It changes speed, never results.
             truncation: as in `predict`.
 
         Returns:
@@ -174,6 +173,7 @@ class Classifier:
             ['Business', 'Sci/Tech']
         """
         batch_size = _checked_integer("batch_size", batch_size, 1, 2**31)
+        _check_flag("truncation", truncation)
         blocks = self._blocks(self._several(texts), truncation, batch_size)
         return (self._labels[i] for logits, _ in blocks for i in logits.argmax(axis=-1).tolist())
 
@@ -255,21 +255,11 @@ class Classifier:
             >>> Classifier(threads=1).logits_from_ids([[101, 15768, 3062, 102]]).shape
             (1, 4)
         """
-        loaded = self._open()
-        texts = [np.asarray(text) if len(text) else np.zeros(0, np.int64) for text in ids]
-        highest = loaded.config["vocabulary"] - 1
-        for i, text in enumerate(texts):
-            if text.dtype == object and all(isinstance(token, int) for token in text):
-                raise ValueError(f"ids[{i}]: expected ids of the vocabulary, got one beyond 64 bits")
-            if text.ndim != 1 or text.dtype.kind not in "iu":
-                raise TypeError(f"ids[{i}]: expected a sequence of int, got {text.dtype} of shape {text.shape}")
-            if not 1 <= len(text) <= loaded.config["positions"]:
-                raise ValueError(f"ids[{i}]: expected 1 to {loaded.config['positions']} tokens, got {len(text)}")
-            outside = text[(text < 0) | (text > highest)]
-            if len(outside):
-                raise ValueError(f"ids[{i}]: expected ids of the vocabulary, 0 to {highest}, got {outside[0]}")
-        lists = (text.tolist() for text in texts)
-        return self._concatenated([logits for logits, _ in self._run(lists, _BLOCK)], "labels")
+        config = self._open().config
+        if not isinstance(ids, (Sequence, np.ndarray)) or isinstance(ids, (str, bytes, bytearray)):
+            raise TypeError(f"ids: expected a sequence of sequences of int, got {type(ids).__name__}")
+        texts = [_token_ids(text, f"ids[{i}]", config) for i, text in enumerate(ids)]
+        return self._concatenated([logits for logits, _ in self._run(texts, _BLOCK)], "labels")
 
     def __call__(self, texts: str | Texts, *, truncation: bool = True) -> list[dict[str, str | float]]:
         """Label and probability of each text, as a Hugging Face text-classification pipeline gives them.
@@ -333,6 +323,7 @@ class Classifier:
         return texts
 
     def _compute(self, texts: str | Texts, truncation: bool, output: int) -> Floats:
+        _check_flag("truncation", truncation)
         if isinstance(texts, str):
             (block,) = self._run([self._encode(texts, "text", truncation)], 1)
             row: Floats = block[output][0]
@@ -341,8 +332,8 @@ class Classifier:
         return self._concatenated([block[output] for block in blocks], ("labels", "hidden")[output])
 
     def _concatenated(self, blocks: list[Floats], columns: str) -> Floats:
-        nothing = np.zeros((0, self._open().config[columns]), np.float32)
-        return np.concatenate([nothing, *blocks])
+        # Not from the model, which may have been closed meanwhile.
+        return np.concatenate([np.zeros((0, self._columns[columns]), np.float32), *blocks])
 
     def _blocks(self, texts: Texts, truncation: bool, size: int) -> Iterator[tuple[Floats, Floats]]:
         """Logits and first-token states of at most ``size`` texts at a time."""
@@ -374,6 +365,7 @@ class Classifier:
     def _encode(self, text: str, where: str, truncation: bool) -> list[int]:
         if not isinstance(text, str):
             raise TypeError(f"{where}: expected str, got {type(text).__name__}")
+        text = str.__str__(text)  # of a subclass, the plain text
         try:
             text.encode("utf-8")  # tokenizers takes a lone surrogate for a value of another type
             ids = self._encoder.encode(text, truncation=truncation)
@@ -401,6 +393,26 @@ def _checked_integer(name: str, value: object, lowest: int, highest: int) -> int
     if not lowest <= value <= highest:
         raise ValueError(f"{name}: expected {lowest} to {highest}, got {value}")
     return int(value)
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+
+
+def _token_ids(text: object, where: str, config: Mapping[str, Any]) -> list[int]:
+    if isinstance(text, np.ndarray):
+        text = text.tolist()
+    if not isinstance(text, Sequence) or isinstance(text, (str, bytes, bytearray)):
+        raise TypeError(f"{where}: expected a sequence of int, got {type(text).__name__}")
+    if not 1 <= len(text) <= config["positions"]:
+        raise ValueError(f"{where}: expected 1 to {config['positions']} tokens, got {len(text)}")
+    for i, token in enumerate(text):
+        if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
+            raise TypeError(f"{where}[{i}]: expected an int, got {type(token).__name__}")
+        if not 0 <= token < config["vocabulary"]:
+            raise ValueError(f"{where}[{i}]: expected an id from 0 to {config['vocabulary'] - 1}, got {token}")
+    return [int(token) for token in text]
 
 
 def _unpickle(model: Path | None, threads: int, max_length: int) -> Classifier:

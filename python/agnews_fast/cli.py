@@ -243,7 +243,7 @@ def _positive(value: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--model", type=Path, help="a model file or a checkpoint folder (default: the packaged model)")
+    common.add_argument("--model", help="a model file or a checkpoint folder (default: the packaged model)")
     common.add_argument("--threads", type=_positive, help="default: the CPUs this process may use")
     common.add_argument("--max-length", type=_positive, help="cut texts to so many tokens (default: the model's limit)")
 
@@ -275,8 +275,8 @@ def _parser() -> argparse.ArgumentParser:
         help="make a model file from a checkpoint",
         description="Make an int8 model file from a Hugging Face DistilBertForSequenceClassification folder.",
     )
-    to_file.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the folder with config.json")
-    to_file.add_argument("out", type=Path, metavar="OUT", help="the model file to write")
+    to_file.add_argument("checkpoint", metavar="CHECKPOINT", help="the folder with config.json")
+    to_file.add_argument("out", metavar="OUT", help="the model file to write")
     to_file.set_defaults(run=_quantize)
 
     info = commands.add_parser(

@@ -67,6 +67,28 @@ class Header:
     tensors: dict[str, Tensor]
 
 
+def as_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """The argument ``name`` as a path.
+
+    Raises:
+        TypeError: it is neither a str nor a path.
+        FileNotFoundError: it is empty, which `Path` takes for the current folder.
+        ValueError: it has characters that no path may have.
+    """
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str):
+        raise TypeError(f"{name}: expected str or os.PathLike[str], got {type(value).__name__}")
+    if path == "":
+        raise FileNotFoundError(errno.ENOENT, f"{name}: expected a path, got an empty one", path)
+    try:
+        valid = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        valid = False
+    if not valid:
+        raise ValueError(f"{name}: expected a path, got {path!r}")
+    return Path(path)
+
+
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading. Refuses what is not a regular file, and does not wait for anyone to write to a pipe.
 
@@ -79,7 +101,7 @@ def open_regular(path: Path) -> BinaryIO:
     except OSError as error:
         if error.errno != errno.ENXIO:
             raise
-        raise ModelError(f"{path}: expected a regular file, got a socket") from None
+        raise ModelError(f"{path}: expected a regular file, got a socket or a device") from None
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)

@@ -32,6 +32,7 @@ from agnews_fast._core import ModelError
 from agnews_fast.engine import load, pack_ids
 from agnews_fast.model_file import (
     Header,
+    as_path,
     check_writable,
     open_regular,
     parse_json,
@@ -54,12 +55,17 @@ _SPLIT_SLOTS = 32  # places added to a row for split channels
 _CALIBRATION_TEXTS = 64
 _CALIBRATION_TOKENS = 64
 
+_FILES = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "added_tokens.json"),
+    *("model.safetensors", "model.safetensors.index.json"),
+)
+# position_ids, 0, 1, 2, ..., is saved by some versions of transformers.
 _KNOWN_TENSOR = re.compile(
     r"distilbert\.embeddings\.(((word|position)_embeddings\.weight)|LayerNorm\.(weight|bias)|position_ids)"
-    r"|(pre_classifier|classifier)\.(weight|bias)"  # position_ids, 0, 1, 2, ..., is saved by some versions
+    r"|(pre_classifier|classifier)\.(weight|bias)"
 )
 _KNOWN_LAYER_TENSOR = re.compile(
-    r"distilbert\.transformer\.layer\.(\d{1,9})"
+    r"distilbert\.transformer\.layer\.(0|[1-9][0-9]{0,8})"
     r"\.(attention\.(q|k|v|out)_lin|sa_layer_norm|ffn\.lin[12]|output_layer_norm)\.(weight|bias)"
 )
 
@@ -76,7 +82,7 @@ def quantize(
         checkpoint: folder in Hugging Face layout: ``config.json``, ``tokenizer.json`` (or ``vocab.txt``), and
             ``model.safetensors`` or shards with ``model.safetensors.index.json``; float16, bfloat16 or float32.
         out: the file to write, or replace as a whole: who has an older one open keeps that. Where it is a link, its
-            target is replaced. The same checkpoint gives the same bytes.
+            target is replaced. None of the checkpoint's own files. The same checkpoint gives the same bytes.
         levels: largest quantised activation, 127 or 255. 255 halves the rounding of activations, but more weights
             overflow the 16-bit sums and go to the sparse list.
         depth: how many products the AVX2 kernel adds in 16 bits, 4 or 8. 8 is faster.
@@ -90,18 +96,19 @@ def quantize(
         ModelError: the checkpoint is of another architecture or for another problem than choosing one of several
             labels, its tokenizer cannot be used, or a tensor is missing, unknown, has a wrong shape or dtype, or is not
             finite.
-        ValueError: levels or depth is none of the values above.
+        TypeError: an argument has the wrong type.
+        ValueError: levels or depth is none of the values above, or ``out`` is a file of the checkpoint.
 
     Example:
         >>> quantize("checkpoint", "model.safetensors")  # doctest: +SKIP
         PosixPath('model.safetensors')
     """
-    if levels not in (127, 255):
-        raise ValueError(f"levels: expected 127 or 255, got {levels!r}")
-    if depth not in (4, 8):
-        raise ValueError(f"depth: expected 4 or 8, got {depth!r}")
-    out = Path(out)
-    source = Checkpoint(Path(checkpoint))
+    levels = _one_of("levels", levels, (127, 255))
+    depth = _one_of("depth", depth, (4, 8))
+    checkpoint, out = as_path("checkpoint", checkpoint), as_path("out", out)
+    source = Checkpoint(checkpoint)
+    if os.path.realpath(out) in source.files():
+        raise ValueError(f"out: expected a file that is none of the checkpoint's, got {out}")
     check_writable(out)
     config = source.config | {"levels": levels, "depth": depth}
     metadata = {
@@ -115,9 +122,17 @@ def quantize(
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder) / "unsplit.safetensors"
         write_model(first, metadata, tensors | _quantised_tensors(source, config, maxima=None))
-        maxima = _channel_maxima(first, source.tokenizer)
+        maxima = _channel_maxima(first, source.special)
     write_model(out, metadata, tensors | _quantised_tensors(source, config, maxima))
     return out
+
+
+def _one_of(name: str, value: object, choices: tuple[int, int]) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value not in choices:
+        raise ValueError(f"{name}: expected {choices[0]} or {choices[1]}, got {value}")
+    return int(value)
 
 
 class Checkpoint:
@@ -150,11 +165,21 @@ class Checkpoint:
         self.labels = self._read_labels(described)
         self.config["labels"] = len(self.labels)
         self.tokenizer = read_tokenizer(folder)
-        largest = max(Tokenizer.from_str(self.tokenizer).get_vocab().values(), default=-1)
+        try:
+            self.special = TextEncoder(self.tokenizer, described["max_position_embeddings"]).encode("")
+        except ValueError as error:
+            positions = described["max_position_embeddings"]
+            raise ModelError(f"{folder}: the tokenizer does not fit {positions} positions ({error})") from None
+        largest = max([*Tokenizer.from_str(self.tokenizer).get_vocab().values(), *self.special], default=-1)
         if largest >= described["vocab_size"]:
             raise ModelError(
                 f"{folder}: the tokenizer gives ids up to {largest}, the model has {described['vocab_size']} embeddings"
             )
+
+    def files(self) -> set[str]:
+        """Every file that the checkpoint is read from, or would be if it were there."""
+        names = [*_FILES, *(header.path.name for header in self._tensors.values())]
+        return {os.path.realpath(self.folder / name) for name in names}
 
     def _read_config(self) -> dict[str, Any]:
         path = self.folder / "config.json"
@@ -215,8 +240,8 @@ class Checkpoint:
         elif index.exists():
             described = parse_json(read_regular(index), index)
             names = described.get("weight_map") if isinstance(described, dict) else None
-            if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-                raise ModelError(f"{index}: expected a weight_map from tensors to files")
+            if not isinstance(names, dict) or not all(_is_file_name(name) for name in names.values()):
+                raise ModelError(f"{index}: expected a weight_map from tensors to files of this folder")
             files = sorted({self.folder / name for name in names.values()})
         else:
             raise ModelError(f"{self.folder}: expected model.safetensors or model.safetensors.index.json")
@@ -263,6 +288,10 @@ class Checkpoint:
     def linear(self, name: str, outputs: int, inputs: int) -> tuple[Floats, Floats]:
         """Weight (outputs, inputs) and bias (outputs,)."""
         return self.tensor(f"{name}.weight", (outputs, inputs)), self.tensor(f"{name}.bias", (outputs,))
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\0"} & set(name)
 
 
 def _round_up(n: int, multiple: int) -> int:
@@ -522,14 +551,13 @@ def _lower(wanted: Floats, limit: int) -> tuple[Integers, NDArray[np.float64]]:
     return lowered, np.square(np.where(positive, wanted - lowered, 0), dtype=np.float64).sum(axis=1)
 
 
-def _channel_maxima(model: Path, tokenizer_json: str) -> list[Floats]:
-    """The largest input of every channel, over texts of pseudo-random tokens between the special ones.
+def _channel_maxima(model: Path, special: list[int]) -> list[Floats]:
+    """The largest input of every channel, over texts of pseudo-random tokens between the ``special`` ones.
 
     The channels that stand out do so for any text. The core computes them, with the same bits on every machine.
     """
     loaded = load(model, threads=1)
     vocabulary, positions = loaded.config["vocabulary"], loaded.config["positions"]
-    special = TextEncoder(tokenizer_json, positions).encode("")
     body = max(0, min(_CALIBRATION_TOKENS, positions) - len(special))
     # Knuth's multiplicative hash: evenly spread, and the same everywhere for ever.
     numbers = np.arange(1, _CALIBRATION_TEXTS * body + 1, dtype=np.uint64) * np.uint64(2654435761) % np.uint64(2**32)

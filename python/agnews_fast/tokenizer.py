@@ -135,10 +135,19 @@ def read_tokenizer(checkpoint: Path) -> str:
         path = checkpoint / "vocab.txt"
     if not path.exists():
         raise ModelError(f"{checkpoint}: expected tokenizer.json or vocab.txt")
+    settings = _Settings(checkpoint / "tokenizer_config.json")
+    if settings.get("truncation_side", "right", str) != "right":
+        raise ModelError(f"{settings.path}: truncation_side: expected 'right', got another")
     try:
         text = read_regular(path).decode("utf-8")
-        if path.name == "vocab.txt":
-            text = _make_wordpiece(text, checkpoint / "tokenizer_config.json").to_str()
+        if path.name == "tokenizer.json":
+            text = _with_settings(text, settings)
+        elif (checkpoint / "added_tokens.json").exists():
+            raise ModelError(
+                f"{checkpoint}: added_tokens.json: expected tokenizer.json, which tells how they are added"
+            )
+        else:
+            text = _make_wordpiece(text, settings).to_str()
         _parse(text)
     except UnicodeDecodeError as error:
         raise ModelError(f"{path}: expected UTF-8, got {error.reason} at byte {error.start}") from None
@@ -149,34 +158,69 @@ def read_tokenizer(checkpoint: Path) -> str:
     return text
 
 
-def _make_wordpiece(vocabulary: str, settings_path: Path) -> Tokenizer:
-    """The tokenizer that ``transformers`` makes from the lines of ``vocab.txt`` and ``tokenizer_config.json``."""
-    settings: dict[str, Any] = {}
-    if settings_path.exists():
-        settings = parse_json(read_regular(settings_path), settings_path)
-        if not isinstance(settings, dict):
-            raise ModelError(f"{settings_path}: expected a JSON object, got {type(settings).__name__}")
+class _Settings:
+    """What ``tokenizer_config.json`` says, if there is one."""
 
-    def setting(key: str, default: Any, *types: type) -> Any:
-        value = settings.get(key, default)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._settings: dict[str, Any] = {}
+        if path.exists():
+            settings = parse_json(read_regular(path), path)
+            if not isinstance(settings, dict):
+                raise ModelError(f"{path}: expected a JSON object, got {type(settings).__name__}")
+            self._settings = settings
+
+    def get(self, key: str, default: Any, *types: type) -> Any:
+        value = self._settings.get(key, default)
         if isinstance(value, dict) and str in types:
             value = value.get("content")  # an AddedToken
         if not isinstance(value, types):
-            raise ModelError(f"{settings_path}: {key}: expected {types[0].__name__}, got {type(value).__name__}")
+            raise ModelError(f"{self.path}: {key}: expected {types[0].__name__}, got {type(value).__name__}")
         return value
 
+    def added_tokens(self) -> set[str]:
+        """All but the special tokens that have names of their own."""
+        decoder = self.get("added_tokens_decoder", {}, dict).values()
+        added = [*(self.get("additional_special_tokens", None, list, type(None)) or []), *decoder]
+        return {str(token.get("content") if isinstance(token, dict) else token) for token in added}
+
+
+def _with_settings(tokenizer_json: str, settings: _Settings) -> str:
+    """As ``transformers``, let ``tokenizer_config.json`` overrule the settings of BERT's normaliser."""
+    tokenizer = _parse(tokenizer_json)
+    normalizer = tokenizer.normalizer
+    if not isinstance(normalizer, normalizers.BertNormalizer):
+        return tokenizer_json
+    said = {
+        "lowercase": settings.get("do_lower_case", normalizer.lowercase, bool),
+        "strip_accents": settings.get("strip_accents", normalizer.strip_accents, bool, type(None)),
+        "handle_chinese_chars": settings.get("tokenize_chinese_chars", normalizer.handle_chinese_chars, bool),
+    }
+    if all(getattr(normalizer, name) == value for name, value in said.items()):
+        return tokenizer_json
+    for name, value in said.items():
+        setattr(normalizer, name, value)
+    tokenizer.normalizer = normalizer
+    return tokenizer.to_str()
+
+
+def _make_wordpiece(vocabulary: str, settings: _Settings) -> Tokenizer:
+    """The tokenizer that ``transformers`` makes from the lines of ``vocab.txt`` and ``tokenizer_config.json``."""
     ids = {token.rstrip(): i for i, token in enumerate(vocabulary.removesuffix("\n").split("\n"))}
     special = {
-        name: setting(f"{name}_token", f"[{name.upper()}]", str) for name in ("unk", "sep", "cls", "pad", "mask")
+        name: settings.get(f"{name}_token", f"[{name.upper()}]", str) for name in ("unk", "sep", "cls", "pad", "mask")
     }
     for name in ("unk", "sep", "cls"):
         if special[name] not in ids:
             raise ModelError(f"the vocabulary has no {special[name]}")
+    added = settings.added_tokens() - set(special.values())
+    if added:
+        raise ModelError(f"{settings.path}: {min(added)!r}: expected tokenizer.json, which tells how tokens are added")
     tokenizer = Tokenizer(WordPiece(ids, unk_token=special["unk"]))
     tokenizer.normalizer = normalizers.BertNormalizer(
-        lowercase=setting("do_lower_case", True, bool),
-        strip_accents=setting("strip_accents", None, bool, type(None)),
-        handle_chinese_chars=setting("tokenize_chinese_chars", True, bool),
+        lowercase=settings.get("do_lower_case", True, bool),
+        strip_accents=settings.get("strip_accents", None, bool, type(None)),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True, bool),
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(

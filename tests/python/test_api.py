@@ -341,6 +341,23 @@ def test_close(small_model: Path) -> None:
     assert_same_bits(kept, copied, "results outlive the classifier")
 
 
+def test_a_call_that_runs_while_another_thread_closes_ends_well(small_model: Path, small: Classifier) -> None:
+    classifier = Classifier(small_model, threads=1)
+
+    def texts() -> Iterator[str]:
+        yield from TEXTS
+        classifier.close()
+        yield from TEXTS * 100
+
+    for method in ("predict", "predict_proba", "logits", "embed", "__call__"):
+        classifier = Classifier(small_model, threads=1)
+        assert len(getattr(classifier, method)(texts())) == 101 * len(TEXTS)
+    classifier = Classifier(small_model, threads=1)
+    assert list(classifier.predict_iter(texts(), batch_size=3)) == small.predict(TEXTS) * 101
+    with pytest.raises(ValueError, match="closed"):
+        classifier.logits([])
+
+
 def test_closed_by_an_error(small_model: Path) -> None:
     with pytest.raises(ZeroDivisionError), Classifier(small_model) as classifier:
         raise ZeroDivisionError

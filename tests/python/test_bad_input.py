@@ -140,6 +140,26 @@ def test_a_streams_arguments_are_checked_at_once(small: Classifier, small_model:
         closed.predict_iter(["a"])
 
 
+class Shouting(str):
+    """A str that is not what it says."""
+
+    def __str__(self) -> str:
+        return "other"
+
+    def encode(self, *_: Any) -> bytes:  # type: ignore[override]
+        return b"other"
+
+    def __getitem__(self, _: Any) -> str:
+        raise KeyError
+
+
+def test_subclasses_of_str_are_taken_for_their_text(small: Classifier) -> None:
+    texts = ["a text", "a longer text " * 500]
+    assert_same_bits(small.logits([Shouting(text) for text in texts]), small.logits(texts), "a subclass")
+    with pytest.raises(ValueError, match=r"texts\[1\].*surrogate"):
+        small.predict(["a", Shouting(SURROGATE)])
+
+
 def test_still_usable_after_an_error(small: Classifier) -> None:
     before = small.logits(["a text"])
     for wrong in ([None], [SURROGATE], ["a", 5]):
@@ -273,10 +293,47 @@ def test_ids_out_of_range(small: Classifier, wrong: list[list[int]]) -> None:
         small.logits_from_ids(wrong)
 
 
-@pytest.mark.parametrize("wrong", [None, 5, [5], [[None]], [["a"]], ["ab"], [[1.5]]])
-def test_ids_of_wrong_type(small: Classifier, wrong: Any) -> None:
-    with pytest.raises((TypeError, ValueError)):
+@pytest.mark.parametrize(
+    ("wrong", "where"),
+    [
+        (None, "ids: "),
+        (5, "ids: "),
+        ("ab", "ids: "),
+        ({2: [3]}, "ids: "),
+        ([5], "ids[0]: "),
+        (np.array([2, 3]), "ids[0]: "),
+        ([[2], None], "ids[1]: "),
+        (["ab"], "ids[0]: "),
+        ([{2, 3}], "ids[0]: "),
+        ([(token for token in [2])], "ids[0]: "),
+        ([np.array(2)], "ids[0]: "),
+        ([[2, None]], "ids[0][1]: "),
+        ([["a"]], "ids[0][0]: "),
+        ([[1.5]], "ids[0][0]: "),
+        ([[True]], "ids[0][0]: "),
+        ([[5, [6]]], "ids[0][1]: "),
+        ([np.array([[2, 3]])], "ids[0][0]: "),
+        ([np.array([2, "a"], object)], "ids[0][1]: "),
+    ],
+    ids=repr,
+)
+def test_ids_of_wrong_type(small: Classifier, wrong: Any, where: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(where)):
         small.logits_from_ids(wrong)
+
+
+def test_ids_of_any_integers(small: Classifier) -> None:
+    wanted = small.logits_from_ids([[2, 5, 3]])
+    for text in (
+        np.array([2, 5, 3], np.uint16),
+        np.array([2, 5, 3], object),
+        (np.int64(2), 5, np.uint8(3)),
+        range(2, 4),
+    ):
+        got = small.logits_from_ids([text])  # type: ignore[list-item]
+        assert_same_bits(got, small.logits_from_ids([[2, 3]]) if isinstance(text, range) else wanted, "ids")
+    assert_same_bits(small.logits_from_ids(np.array([[2, 5, 3]])), wanted, "ids")  # type: ignore[arg-type]
+    assert small.logits_from_ids([]).shape == (0, 5)
 
 
 def test_every_valid_id_and_length_is_taken(small: Classifier) -> None:
@@ -321,6 +378,14 @@ def test_batch_size(small: Classifier, batch_size: Any) -> None:
         list(small.predict_iter(["a"], batch_size=batch_size))
 
 
+@pytest.mark.parametrize("truncation", ["False", 1, None, np.array([True, False])], ids=repr)
+def test_truncation_of_wrong_type(small: Classifier, truncation: Any) -> None:
+    for method in (small.predict, small.predict_proba, small.logits, small.embed, small, small.predict_iter):
+        for texts in (["a"], []):
+            with pytest.raises(TypeError, match="truncation: expected a bool"):
+                method(texts, truncation=truncation)
+
+
 def test_options_are_keywords(small: Classifier, small_model: Path) -> None:
     with pytest.raises(TypeError):
         Classifier(small_model, 1)  # type: ignore[call-arg]
@@ -361,9 +426,28 @@ def test_missing_file(tmp_path: Path, name: str) -> None:
         Classifier(tmp_path / name)
 
 
-def test_an_empty_path_is_none() -> None:
-    with pytest.raises(FileNotFoundError, match="model: expected a path"):
-        Classifier("")
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("", FileNotFoundError),
+        ("a\0b", ValueError),
+        ("\ud800", ValueError),
+        (b"/tmp", TypeError),
+        (5, TypeError),
+        (["a"], TypeError),
+    ],
+    ids=["empty", "NUL", "surrogate", "bytes", "int", "list"],
+)
+def test_paths_that_are_none(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Any, error: type[Exception]
+) -> None:
+    monkeypatch.chdir(small_checkpoint)  # which Path("") stands for
+    with pytest.raises(error, match="model: expected"):
+        Classifier(path)
+    with pytest.raises(error, match="checkpoint: expected"):
+        quantize(path, tmp_path / "out")
+    with pytest.raises(error, match="out: expected"):
+        quantize(small_checkpoint, path)
 
 
 def test_what_is_no_regular_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ def test_predict_arguments(stand_in: list[KeywordClassifier], capsys: pytest.Cap
     )
     assert capsys.readouterr() == ("Business\t0.9731\nSci/Tech\t0.9731\nWorld\t0.9731\n", "")
     (classifier,) = stand_in
-    assert (classifier.model, classifier.threads, classifier.max_length) == (Path("m"), 3, 64)
+    assert (classifier.model, classifier.threads, classifier.max_length) == ("m", 3, 64)
     assert classifier.batches == [3]
     assert classifier.closed
 
@@ -243,11 +243,25 @@ def test_read_labelled_label_names_come_before_numbers(tmp_path: Path) -> None:
 # --- quantize, info, usage, failures ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("arguments", [["predict", "--model", "", "a"], ["quantize", "", "out"], ["quantize", ".", ""]])
+def test_an_empty_path_is_not_the_current_folder(
+    arguments: list[str],
+    small_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An unset variable of a shell."""
+    monkeypatch.chdir(small_checkpoint)
+    assert cli.main(arguments) == 1
+    assert "expected a path, got an empty one" in capsys.readouterr().err
+    assert not (small_checkpoint / "out").exists()
+
+
 def test_quantize(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    def write(checkpoint: Path, out: Path) -> Path:
-        assert checkpoint == Path("folder")
-        out.write_bytes(bytes(1_250_000))
-        return out
+    def write(checkpoint: str, out: str) -> Path:
+        assert checkpoint == "folder"
+        Path(out).write_bytes(bytes(1_250_000))
+        return Path(out)
 
     monkeypatch.setattr(cli, "quantize", write)
     assert cli.main(["quantize", "folder", str(tmp_path / "m")]) == 0

@@ -265,6 +265,46 @@ def test_a_link_stays_a_link(small_checkpoint: Path, small_model: Path, tmp_path
         assert target.read_bytes() == small_model.read_bytes()
 
 
+def test_a_file_of_the_checkpoint_is_never_replaced(copy: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    (tmp_path / "link.safetensors").symlink_to(copy / "model.safetensors")
+    outs = [copy / name for name in before] + [copy / "vocab.txt", tmp_path / "link.safetensors"]
+    for out in outs:
+        with pytest.raises(ValueError, match=r"out: .*none of the checkpoint's"):
+            quantize(copy, out)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+    assert quantize(copy, copy / "int8.safetensors").is_file()
+
+
+def test_a_shard_of_the_checkpoint_is_never_replaced(small_checkpoint: Path, tmp_path: Path) -> None:
+    sharded = copy_checkpoint(small_checkpoint, tmp_path / "sharded", dtype="float16", shards=2)
+    for out in [*sharded.glob("*.safetensors"), sharded / "model.safetensors"]:  # the last would hide the shards
+        with pytest.raises(ValueError, match="out: "):
+            quantize(sharded, out)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("levels", 127.0, TypeError),
+        ("levels", True, TypeError),
+        ("levels", "127", TypeError),
+        ("levels", 128, ValueError),
+        ("depth", 8.0, TypeError),
+        ("depth", np.array([4, 8]), TypeError),
+        ("depth", 16, ValueError),
+    ],
+)
+def test_options(small_checkpoint: Path, tmp_path: Path, option: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"{option}: expected"):
+        quantize(small_checkpoint, tmp_path / "out", **{option: value})
+
+
+def test_options_of_numpys_types(small_checkpoint: Path, small_model: Path, tmp_path: Path) -> None:
+    out = quantize(small_checkpoint, tmp_path / "out", levels=np.int64(127), depth=np.uint8(8))  # type: ignore[arg-type]
+    assert out.read_bytes() == small_model.read_bytes()
+
+
 def test_permissions_follow_the_umask(small_checkpoint: Path, tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
@@ -361,6 +401,48 @@ def test_vocabulary_without_a_special_token(copy: Path, special: str) -> None:
     refuse(copy, rf"vocab\.txt.*{re.escape(special)}")
 
 
+@pytest.mark.parametrize("files", ["tokenizer.json", "vocab.txt"])
+def test_settings_overrule_the_tokenizer(copy: Path, small: Classifier, files: str) -> None:
+    """As in transformers: a cased model whose tokenizer.json says otherwise."""
+    if files == "vocab.txt":
+        with_vocabulary_alone(copy)
+    texts = ["red sox", "RED SOX"]
+    uncased = small.logits(texts)
+    assert np.array_equal(uncased[0], uncased[1])
+    (copy / "tokenizer_config.json").write_text('{"do_lower_case": false}', encoding="utf-8")
+    with Classifier(copy, threads=1) as classifier:
+        lower, upper = classifier.logits(texts)
+    assert np.array_equal(lower, uncased[0])
+    assert not np.array_equal(lower, upper)
+
+
+@pytest.mark.parametrize("files", ["tokenizer.json", "vocab.txt"])
+def test_truncation_of_the_left_side_is_refused(copy: Path, files: str) -> None:
+    if files == "vocab.txt":
+        with_vocabulary_alone(copy)
+    (copy / "tokenizer_config.json").write_text('{"truncation_side": "left"}', encoding="utf-8")
+    refuse(copy, "truncation_side: expected 'right'")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"additional_special_tokens": ["ab"]},
+        {"additional_special_tokens": [{"content": "ab"}]},
+        {"added_tokens_decoder": {"2": {"content": "[CLS]"}, "7": {"content": "ab"}}},
+    ],
+    ids=["names", "AddedToken", "decoder"],
+)
+def test_vocabulary_alone_with_added_tokens_is_refused(copy: Path, settings: dict[str, object]) -> None:
+    refuse(with_vocabulary_alone(copy, **settings), "'ab'")
+
+
+def test_added_tokens_beside_the_vocabulary_are_refused(copy: Path) -> None:
+    with_vocabulary_alone(copy)
+    (copy / "added_tokens.json").write_text('{"ab": 7}', encoding="utf-8")
+    refuse(copy, r"added_tokens\.json")
+
+
 def test_vocabulary_that_is_not_utf8(copy: Path) -> None:
     with_vocabulary_alone(copy)
     (copy / "vocab.txt").write_bytes(b"[UNK]\n[CLS]\n\xe9\n")
@@ -443,7 +525,8 @@ def test_other_model_type(copy: Path) -> None:
 )
 def test_config_that_makes_no_sense(copy: Path, key: str, value: object) -> None:
     change_config(copy, **{key: value})
-    refuse(copy, {"n_heads": None, "vocab_size": None, "n_layers": "n_layers|layer.2"}.get(key, key))
+    named = {"n_heads": "n_heads|heads", "vocab_size": "word_embeddings", "n_layers": "n_layers|layer.2"}
+    refuse(copy, named.get(key, key))
 
 
 def test_label_that_is_no_valid_unicode(copy: Path) -> None:
@@ -521,6 +604,17 @@ def test_tokenizer_with_an_id_beyond_the_embeddings(copy: Path) -> None:
     del vocabulary["z"]
     (copy / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     refuse(copy, "token")
+
+
+def test_tokenizer_with_a_special_id_beyond_the_embeddings(copy: Path) -> None:
+    tokenizer = json.loads((copy / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["post_processor"] = {"type": "BertProcessing", "sep": ["[SEP]", 50000], "cls": ["[CLS]", 2]}
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    refuse(copy, "copy: the tokenizer gives ids up to 50000")
+
+
+def test_fewer_positions_than_special_tokens(tmp_path: Path) -> None:
+    refuse(make_checkpoint(tmp_path / "short", **SIZES, positions=1, seed=1), "short: the tokenizer does not fit 1 pos")
 
 
 EVERY_KIND = [
