@@ -91,6 +91,12 @@ void Config::check() const {
   }
 }
 
+int Config::score_levels() const {
+  std::int64_t most = 32767;
+  while (head() * most * most >= std::int64_t{1} << 30) --most;
+  return static_cast<int>(most);
+}
+
 Model::Model(const Config& sizes, TensorTable& tensors) : config(sizes) {
   config.check();
   const std::int64_t hidden = config.padded_hidden();
