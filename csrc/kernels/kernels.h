@@ -151,8 +151,8 @@ struct Kernels {
   // For each of `rows` rows of n integer scores, which differ by less than 2^31: e = 2^t as in polynomials.h with
   // t = float(score - highest) * (scale * kLog2E); factor = kWeightSum / lane tree of e, or kLargestWeight where that is
   // smaller; weight = rint(e * factor). The weights' padding up to a multiple of kLanes becomes 0, total[row] is their
-  // exact sum. Scale is not negative; where it is not finite all weights are 0. The scores and their padding are
-  // overwritten.
+  // exact sum. scale is not negative; where scale * kLog2E is not finite all weights are 0. The scores and their padding
+  // are overwritten.
   void (*softmax_s16)(std::int32_t* scores, std::int64_t stride, std::int64_t rows, std::int64_t n, float scale,
                       std::int16_t* weights, std::int64_t weights_stride, std::int32_t* total);
 };

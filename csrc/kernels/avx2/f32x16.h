@@ -96,6 +96,13 @@ inline __m256 pow2(__m256 n) {
 }
 inline F32x16 pow2(F32x16 n) { return {pow2(n.low), pow2(n.high)}; }
 
+inline F32x16 times_pow2(F32x16 x, F32x16 shifted) {
+  const auto half = [](__m256 v, __m256 n) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
+  };
+  return {half(x.low, shifted.low), half(x.high, shifted.high)};
+}
+
 // Sixteen 32-bit integers.
 struct I32x16 {
   __m256i low, high;

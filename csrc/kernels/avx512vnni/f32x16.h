@@ -59,6 +59,11 @@ inline F32x16 pow2(F32x16 n) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23))};
 }
 
+inline F32x16 times_pow2(F32x16 x, F32x16 shifted) {
+  const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted.lanes), 23);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.lanes), n))};
+}
+
 // Sixteen 32-bit integers.
 struct I32x16 {
   __m512i lanes;

@@ -9,6 +9,11 @@ namespace {
 
 constexpr std::int64_t kPanelsS16 = 4;  // 6 rows x 4 panels: 24 sums in 32 registers
 
+// In assembly because g++ 12 keeps copies of the sums otherwise, which no longer fit the 32 registers and spill.
+inline __attribute__((always_inline)) void multiply_add_s16(__m512i pairs, __m512i columns, I32x16& sum) {
+  __asm__("vpdpwssd %[b], %[a], %[s]" : [s] "+v"(sum.lanes) : [a] "v"(pairs), [b] "v"(columns));
+}
+
 template <int R, int P>
 inline __attribute__((always_inline)) void products_s16(const std::int16_t* a, std::int64_t a_stride,
                                                         const std::int16_t* b, std::int64_t pairs,
@@ -28,7 +33,7 @@ inline __attribute__((always_inline)) void products_s16(const std::int16_t* a, s
       std::memcpy(&two, a + r * a_stride + 2 * pair, sizeof two);
       const __m512i row = _mm512_set1_epi32(two);
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) sum[r][p].lanes = _mm512_dpwssd_epi32(sum[r][p].lanes, row, columns[p]);
+      for (int p = 0; p < P; ++p) multiply_add_s16(row, columns[p], sum[r][p]);
     }
   }
 }

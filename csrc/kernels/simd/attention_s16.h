@@ -1,5 +1,7 @@
 // The 16-bit integer attention but for its products, written once over F32x16 (see rows.h) and I32x16.
 //
+// Of F32x16 it needs one more: times_pow2(x, n + kRoundingShift), x * 2^n of normal numbers, by adding n to the exponent.
+//
 // I32x16 offers: load, store, broadcast, zero; + - max; first_or(n, other) (the value in lanes below n, other above);
 // sum, highest (across lanes); nearest (of floats) and to_float; magnitude_bits (the bits of |x|, whose order is that of
 // the magnitudes, infinity above them and NaN above all); to_s16 (saturated; lanes 0-7 and 8-15).
@@ -88,85 +90,83 @@ float quantize_s16(const float* x, std::int64_t stride, std::int64_t rows, std::
       break;
     }
   }
-  return usable ? largest / static_cast<float>(levels) : largest <= kLargestRange ? 0.0f : largest * 0.0f;
+  return usable ? largest / static_cast<float>(levels) : largest <= kLargestRange ? 0.0f : __builtin_nanf("");
 }
+
+// Added to a small number, it leaves no bits for a fraction: the sum is rounded to an integer n, whose low bits are last.
+constexpr float kRoundingShift = 12582912.0f;  // 1.5 * 2^23
 
 inline F32x16 exp2_nonpositive(F32x16 t) {
   t = max(t, F32x16::broadcast(kExp2Lowest));
-  const F32x16 n = round(t);
-  return horner(kExp2, t - n) * pow2(n);
+  const F32x16 shift = F32x16::broadcast(kRoundingShift), shifted = t + shift;
+  return times_pow2(horner(kExp2, t - (shifted - shift)), shifted);
 }
 
-// R rows at once, so that their exponentials and reductions hide each other's latency.
-template <int R>
-inline void softmax_s16_rows(std::int32_t* scores, std::int64_t stride, std::int64_t n, float scale,
-                             std::int16_t* weights, std::int64_t weights_stride, std::int32_t* total) {
+inline std::int32_t highest_score(const std::int32_t* scores, std::int64_t n) {
   const std::int64_t whole = n / kLanes * kLanes;
-  I32x16 highest[R], totals[R];
-  F32x16 sum[R], factor[R];
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) {
-    highest[r] = I32x16::broadcast(scores[r * stride]);
-    totals[r] = I32x16::zero();
-    sum[r] = F32x16::zero();
-  }
-  for (std::int64_t i = 0; i < whole; i += kLanes) {
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) highest[r] = max(highest[r], I32x16::load(scores + r * stride + i));
-  }
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) {
-    if (whole < n) {
-      highest[r] = max(highest[r], I32x16::load(scores + r * stride + whole).first_or(n - whole, highest[r]));
-    }
-    highest[r] = I32x16::broadcast(highest[r].highest());
-  }
-  const F32x16 base = F32x16::broadcast(scale * kLog2E);
-  // The exponentials take the place of the scores.
-  const auto place = [&](int r, std::int64_t i) { return reinterpret_cast<float*>(scores + r * stride + i); };
-  const auto exponential = [&](int r, std::int64_t i) {
-    return exp2_nonpositive((I32x16::load(scores + r * stride + i) - highest[r]).to_float() * base);
+  I32x16 highest = I32x16::broadcast(scores[0]);
+  for (std::int64_t i = 0; i < whole; i += kLanes) highest = max(highest, I32x16::load(scores + i));
+  if (whole < n) highest = max(highest, I32x16::load(scores + whole).first_or(n - whole, highest));
+  return highest.highest();
+}
+
+// The exponentials take the place of the scores.
+inline float* exponentials(std::int32_t* scores) { return reinterpret_cast<float*>(scores); }
+
+// Returns the sum of the exponentials.
+inline float exponentiate(std::int32_t* scores, std::int64_t n, std::int32_t highest, float base) {
+  const std::int64_t whole = n / kLanes * kLanes;
+  const I32x16 subtract = I32x16::broadcast(highest);
+  const F32x16 factor = F32x16::broadcast(base);
+  const auto exponential = [&](std::int64_t i) {
+    return exp2_nonpositive((I32x16::load(scores + i) - subtract).to_float() * factor);
   };
-  const auto add = [&](int r, std::int64_t i, F32x16 e) {
-    e.store(place(r, i));
-    sum[r] = sum[r] + e;
-  };
+  F32x16 sum = F32x16::zero();
   for (std::int64_t i = 0; i < whole; i += kLanes) {
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) add(r, i, exponential(r, i));
+    const F32x16 e = exponential(i);
+    e.store(exponentials(scores) + i);
+    sum = sum + e;
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) {
-    if (whole < n) add(r, whole, exponential(r, whole).first(n - whole));
-    const float wanted = kWeightSum / sum[r].sum();
-    factor[r] = F32x16::broadcast(wanted < kLargestWeight ? wanted : kLargestWeight);
+  if (whole < n) {
+    const F32x16 e = exponential(whole).first(n - whole);
+    e.store(exponentials(scores) + whole);
+    sum = sum + e;
   }
+  return sum.sum();
+}
+
+// Returns the sum of the weights.
+inline std::int32_t store_weights(const float* e, std::int64_t n, float sum, std::int16_t* weights) {
+  const float wanted = kWeightSum / sum;
+  const F32x16 factor = F32x16::broadcast(wanted < kLargestWeight ? wanted : kLargestWeight);
+  I32x16 total = I32x16::zero();
   for (std::int64_t i = 0; i < n; i += kLanes) {
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      const I32x16 weight = I32x16::nearest(F32x16::load(place(r, i)) * factor[r]);
-      totals[r] = totals[r] + weight;
-      S16x16 v;
-      weight.to_s16(v.low, v.high);
-      store_s16(v.low, weights + r * weights_stride + i);
-      store_s16(v.high, weights + r * weights_stride + i + 8);
-    }
+    const I32x16 weight = I32x16::nearest(F32x16::load(e + i) * factor);
+    total = total + weight;
+    S16x16 v;
+    weight.to_s16(v.low, v.high);
+    store_s16(v.low, weights + i);
+    store_s16(v.high, weights + i + 8);
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) total[r] = totals[r].sum();
+  return total.sum();
 }
 
 void softmax_s16(std::int32_t* scores, std::int64_t stride, std::int64_t rows, std::int64_t n, float scale,
                  std::int16_t* weights, std::int64_t weights_stride, std::int32_t* total) {
-  constexpr int kTogether = 2;
-  std::int64_t row = 0;
-  for (; row + kTogether <= rows; row += kTogether) {
-    softmax_s16_rows<kTogether>(scores + row * stride, stride, n, scale, weights + row * weights_stride, weights_stride,
-                                total + row);
-  }
-  if (row < rows) {
-    softmax_s16_rows<1>(scores + row * stride, stride, n, scale, weights + row * weights_stride, weights_stride,
-                        total + row);
+  // Step by step over a few rows: what ends a row, sums across lanes and a division, then overlaps with the next row.
+  constexpr std::int64_t kTogether = 6;
+  for (std::int64_t row = 0; row < rows; row += kTogether) {
+    const std::int64_t together = rows - row < kTogether ? rows - row : kTogether;
+    std::int32_t* first = scores + row * stride;
+    std::int32_t highest[kTogether];
+    float sum[kTogether];
+    for (std::int64_t r = 0; r < together; ++r) highest[r] = highest_score(first + r * stride, n);
+    for (std::int64_t r = 0; r < together; ++r) {
+      sum[r] = exponentiate(first + r * stride, n, highest[r], scale * kLog2E);
+    }
+    for (std::int64_t r = 0; r < together; ++r) {
+      total[row + r] = store_weights(exponentials(first + r * stride), n, sum[r], weights + (row + r) * weights_stride);
+    }
   }
 }
 
