@@ -28,6 +28,7 @@ using agnews_fast::kGroup;
 using agnews_fast::kLanes;
 using agnews_fast::kPanel;
 using agnews_fast::kRowTile;
+using agnews_fast::Operand16;
 using agnews_fast::PackedRows;
 using agnews_fast::PackedWeights;
 using agnews_fast::Quantization;
@@ -120,6 +121,60 @@ Case gemm_case(const Kernels& kernels, std::int64_t rows, std::int64_t k, std::i
           }};
 }
 
+// One head of 64 of a text: its operands, and `rows` of its queries.
+void add_attention_cases(const Kernels& kernels, std::int64_t rows, std::int64_t tokens, std::vector<Case>& cases) {
+  const std::int64_t padded = (tokens + kLanes - 1) / kLanes * kLanes;
+  const auto s16 = [](int most) {
+    return [=] { return static_cast<std::int16_t>(static_cast<int>(random_bits() % (2 * most + 1)) - most); };
+  };
+  const auto add = [&](const char* kernel, std::string shape, const char* unit, std::int64_t work,
+                       std::function<void()> call) {
+    cases.push_back({kernels.name, kernel, std::move(shape), unit, static_cast<double>(work), std::move(call)});
+  };
+  const std::string m = std::to_string(rows), n = std::to_string(tokens);
+  auto x = buffer<float>(tokens * 2320, uniform);
+  auto packed = buffer<std::int16_t>(64 * padded, s16(0));
+  for (const auto& [name, operand] : {std::pair{"quantize_s16 q", Operand16::kLeft},
+                                      {"quantize_s16 k", Operand16::kRightTransposed},
+                                      {"quantize_s16 v", Operand16::kRight}}) {
+    add(name, n + " x 64", "float", tokens * 64, [=, &kernels, operand = operand] {
+      kernels.quantize_s16(x->data(), 2320, tokens, 64, 4095, operand, packed->data());
+    });
+  }
+  auto q = buffer<std::int16_t>(rows * 64, s16(4095)), keys = buffer<std::int16_t>(64 * padded, s16(4095));
+  auto values = buffer<std::int16_t>(64 * padded, s16(4095)), weights = buffer<std::int16_t>(rows * padded, s16(900));
+  auto original =
+      buffer<std::int32_t>(rows * padded, [] { return static_cast<std::int32_t>(random_bits() % 4000000); });
+  auto scores = buffer<std::int32_t>(rows * padded, [] { return 0; });
+  auto total = buffer<std::int32_t>(rows, [] { return 0; });
+  auto scale = buffer<float>(rows, [] { return 1e-6f; }), context = buffer<float>(rows * 2320, uniform);
+  add("gemm_s16s32", m + " x 64 x " + n, "MAC", rows * 64 * tokens,
+      [=, &kernels] { kernels.gemm_s16s32(q->data(), 64, keys->data(), rows, padded, 64, scores->data(), padded); });
+  add("softmax_s16", m + " x " + n, "float", rows * tokens, [=, &kernels] {
+    std::memcpy(scores->data(), original->data(), static_cast<std::size_t>(rows * padded) * sizeof(std::int32_t));
+    kernels.softmax_s16(scores->data(), padded, rows, tokens, 1e-6f, weights->data(), padded, total->data());
+  });
+  add("gemm_s16f32", m + " x " + n + " x 64", "MAC", rows * 64 * tokens, [=, &kernels] {
+    kernels.gemm_s16f32(weights->data(), padded, values->data(), rows, 64, tokens, scale->data(), context->data(),
+                        2320);
+  });
+}
+
+// The last layer's: 12 heads' queries, one a column, by the tokens' hidden states, and their weights by the same.
+void add_first_token_cases(const Kernels& kernels, std::vector<Case>& cases) {
+  auto x = buffer<float>(53 * 768, uniform), queries = buffer<float>(768 * 16, uniform);
+  auto scores = buffer<float>(64 * 16, uniform), weights = buffer<float>(12 * 64, uniform);
+  auto inverse = buffer<float>(12, uniform), mean = buffer<float>(12 * 768, uniform);
+  cases.push_back({kernels.name, "gemm_f32 x q", "53 x 768 x 16", "MAC", 53.0 * 768 * 16, [=, &kernels] {
+                     kernels.gemm_f32(x->data(), 768, queries->data(), 16, kLanes, 53, 16, 768, nullptr, nullptr,
+                                      scores->data(), 16);
+                   }});
+  cases.push_back({kernels.name, "gemm_f32 p x", "12 x 53 x 768", "MAC", 12.0 * 53 * 768, [=, &kernels] {
+                     kernels.gemm_f32(weights->data(), 64, x->data(), 768, kLanes, 12, 768, 53, inverse->data(),
+                                      nullptr, mean->data(), 768);
+                   }});
+}
+
 void add_row_cases(const Kernels& kernels, std::vector<Case>& cases) {
   for (const std::int64_t columns : {std::int64_t{768}, std::int64_t{3072}}) {
     const std::int64_t k = columns + 32;
@@ -155,19 +210,7 @@ void add_row_cases(const Kernels& kernels, std::vector<Case>& cases) {
                                    static_cast<std::size_t>(rows * padded) * sizeof(float));
                        kernels.softmax(scores->data(), padded, rows, tokens, inverse->data());
                      }});
-    auto q = buffer<float>(rows * 2320, uniform), keys = buffer<float>(64 * padded, uniform);
-    auto v = buffer<float>(tokens * 2320, uniform), products = buffer<float>(rows * padded, uniform);
-    auto context = buffer<float>(rows * 2320, uniform);
-    cases.push_back({kernels.name, "gemm_f32 q k", std::to_string(rows) + " x 64 x " + std::to_string(tokens), "MAC",
-                     static_cast<double>(rows * 64 * tokens), [=, &kernels] {
-                       kernels.gemm_f32(q->data(), 2320, keys->data(), padded, kLanes, rows, padded, 64, nullptr,
-                                        nullptr, products->data(), padded);
-                     }});
-    cases.push_back({kernels.name, "gemm_f32 p v", std::to_string(rows) + " x " + std::to_string(tokens) + " x 64",
-                     "MAC", static_cast<double>(rows * 64 * tokens), [=, &kernels] {
-                       kernels.gemm_f32(products->data(), padded, v->data(), 2320, kLanes, rows, 64, tokens,
-                                        inverse->data(), nullptr, context->data(), 2320);
-                     }});
+    add_attention_cases(kernels, rows, tokens, cases);
   }
 }
 
@@ -195,6 +238,7 @@ int main(int argc, char** argv) {
     cases.push_back(gemm_case(*kernels, 96, 768, 3072, 4, Activation::kNone));
     cases.push_back(gemm_case(*kernels, 96, 768, 3072, 8, Activation::kGelu));
     add_row_cases(*kernels, cases);
+    add_first_token_cases(*kernels, cases);
   }
   for (int round = 0; round < rounds; ++round) {
     for (Case& c : cases) {

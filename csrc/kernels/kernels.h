@@ -74,6 +74,23 @@ struct Quantization {
 
 enum class Activation { kNone, kGelu, kRelu };
 
+// Operands of the 16-bit products. The left one is rows of (rows, k) with an even stride, the right one is
+// [n / 16][round_up(k, 2) / 2][16 columns][2]: two consecutive k of a column meet in one 32-bit lane. What pads an odd k
+// is 0 in the right operand and any number in the left one.
+enum class Operand16 {
+  kLeft,             // x as the left operand
+  kRight,            // x as the right one: k = rows, n = columns
+  kRightTransposed,  // x^T as the right one: k = columns, n = rows padded with zeros to a multiple of kPanel
+};
+
+// The weights of softmax_s16: at most this much in a row together, but for rounding each, and no single one larger than
+// the other. With values of kValueLevels their products are exact for rows of up to 65536 scores: a row's weights add up
+// to kWeightSum, 2.4e-4 of it (the rounding of the float sum) and half a unit a score at most, and
+// (490000 * 1.00024 + 65536 / 2) * 4095 < 2^31.
+inline constexpr float kWeightSum = 490000.0f;
+inline constexpr float kLargestWeight = 32767.0f;
+inline constexpr int kValueLevels = 4095;
+
 // One instruction set. Pointers to float rows are 64-byte aligned, strides are multiples of kLanes.
 struct Kernels {
   const char* name;
@@ -115,6 +132,29 @@ struct Kernels {
   void (*gemm_f32)(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride,
                    std::int64_t b_panel_stride, std::int64_t m, std::int64_t n, std::int64_t k, const float* scale,
                    const float* bias, float* c, std::int64_t c_stride);
+
+  // Quantises the (rows, columns) matrix x to 16-bit integers -levels..levels with one scale, which it returns, and lays
+  // them out as an operand: largest = max |x|, value = rint(x * (levels / largest)), scale = largest / levels. Below
+  // kSmallestRange the scale is 0 and all values are 0. Where x holds an infinity or a NaN the scale is NaN and all
+  // values are 0. columns is a multiple of kLanes, levels is at most 32767.
+  float (*quantize_s16)(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, int levels,
+                        Operand16 operand, std::int16_t* out);
+
+  // c[i][j] = sum over k of a[i][k] * b[k][j], exact: k * max |a| * max |b| is less than 2^31. n is a multiple of kPanel.
+  void (*gemm_s16s32)(const std::int16_t* a, std::int64_t a_stride, const std::int16_t* b, std::int64_t m,
+                      std::int64_t n, std::int64_t k, std::int32_t* c, std::int64_t c_stride);
+
+  // c[i][j] = float(sum over k of a[i][k] * b[k][j]) * scale[i]; the same sum.
+  void (*gemm_s16f32)(const std::int16_t* a, std::int64_t a_stride, const std::int16_t* b, std::int64_t m,
+                      std::int64_t n, std::int64_t k, const float* scale, float* c, std::int64_t c_stride);
+
+  // For each of `rows` rows of n integer scores, which differ by less than 2^31: e = 2^t as in polynomials.h with
+  // t = float(score - highest) * (scale * kLog2E); factor = kWeightSum / lane tree of e, or kLargestWeight where that is
+  // smaller; weight = rint(e * factor). The weights' padding up to a multiple of kLanes becomes 0, total[row] is their
+  // exact sum. scale is not negative; where scale * kLog2E is not finite all weights are 0. The scores and their padding
+  // are overwritten.
+  void (*softmax_s16)(std::int32_t* scores, std::int64_t stride, std::int64_t rows, std::int64_t n, float scale,
+                      std::int16_t* weights, std::int64_t weights_stride, std::int32_t* total);
 };
 
 }  // namespace agnews_fast

@@ -11,6 +11,10 @@ inline constexpr float kLn2High = 0.693145752f;    // 0x1.62e4p-1: n * kLn2High 
 inline constexpr float kLn2Low = 1.42860677e-06f;  // ln 2 - kLn2High
 inline constexpr float kExpLowest = -87.0f;        // below it exp is taken as exp(-87) = 1.6e-38, still a normal number
 
+// 2^t = 2^n * P(t - n), n = rint(t): minimax on |t - n| <= 1/2, relative error 1.1e-7; P(0) = 1 and P <= 1 below 0.
+inline constexpr float kExp2[] = {0.0013264727f, 0.009671513f, 0.055507336f, 0.24022242f, 0.693147f, 1.0f};
+inline constexpr float kExp2Lowest = -64.0f;  // below it 2^t is taken as 2^-64, which no sum or weight notices
+
 // Phi(t) = 0.5 + t * P(2 t^2 / clamp^2 - 1), the normal distribution function on |t| <= clamp; the fit minimises the
 // error of t * Phi(t), 1.2e-6 at most in float; beyond the clamp Phi is 0 or 1 to within 1e-7.
 inline constexpr float kGeluClamp = 5.2f;

@@ -25,20 +25,30 @@ void Forward::attend(const Batch& batch, std::int64_t text, std::int64_t head, W
   const Config& config = model_.config;
   const std::int64_t head_size = config.head(), stride = config.qkv_stride();
   const std::int64_t tokens = batch.length(text), padded = round_up(tokens, kLanes);
-  float* keys = scratch.keys.data();
-  float* scores = scratch.scores.data();
-  float* inverse_sum = scratch.inverse_sum.data();
+  const int levels = config.score_levels();
+  std::int32_t* scores = scratch.integer_scores.data();
+  std::int16_t* weights = scratch.weights.data();
 
   // (tokens, head) each, `stride` apart.
   float* q = ws_.tokens.qkv.data() + (batch.offsets[text] - batch.offsets[0]) * stride + head * head_size;
-  const float* k = q + config.context();
-  const float* v = k + config.context();
-  kernels_.transpose(k, stride, tokens, head_size, keys, padded);
+  const auto quantize16 = [&](const float* x, int most, Operand16 operand, AlignedBuffer<std::int16_t>& out) {
+    return kernels_.quantize_s16(x, stride, tokens, head_size, most, operand, out.data());
+  };
+  const float score_scale = quantize16(q, levels, Operand16::kLeft, scratch.integer_queries) *
+                            quantize16(q + config.context(), levels, Operand16::kRightTransposed, scratch.integer_keys);
+  const float value_scale =
+      quantize16(q + 2 * config.context(), kValueLevels, Operand16::kRight, scratch.integer_values);
   for (std::int64_t begin = 0; begin < tokens; begin += kQueryRows, q += kQueryRows * stride) {
     const std::int64_t rows = std::min(kQueryRows, tokens - begin);
-    kernels_.gemm_f32(q, stride, keys, padded, kLanes, rows, padded, head_size, nullptr, nullptr, scores, padded);
-    kernels_.softmax(scores, padded, rows, tokens, inverse_sum);
-    kernels_.gemm_f32(scores, padded, v, stride, kLanes, rows, head_size, tokens, inverse_sum, nullptr, q, stride);
+    std::int32_t total[kQueryRows];
+    float context_scale[kQueryRows];
+    kernels_.gemm_s16s32(scratch.integer_queries.data() + begin * head_size, head_size, scratch.integer_keys.data(),
+                         rows, padded, head_size, scores, padded);
+    kernels_.softmax_s16(scores, padded, rows, tokens, score_scale, weights, padded, total);
+    // No weights at all come from scores that are no numbers; then 0 times this is none either.
+    for (std::int64_t i = 0; i < rows; ++i) context_scale[i] = value_scale / static_cast<float>(total[i]);
+    kernels_.gemm_s16f32(weights, padded, scratch.integer_values.data(), rows, head_size, tokens, context_scale, q,
+                         stride);
   }
 }
 

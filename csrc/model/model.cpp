@@ -91,6 +91,12 @@ void Config::check() const {
   }
 }
 
+int Config::score_levels() const {
+  // The root of an integer is exact enough in double precision: it is at least 1e-5 away from the next integer, or one.
+  const std::int64_t square = ((std::int64_t{1} << 30) - 1) / head();
+  return std::min(32767, static_cast<int>(std::sqrt(static_cast<double>(square))));
+}
+
 Model::Model(const Config& sizes, TensorTable& tensors) : config(sizes) {
   config.check();
   const std::int64_t hidden = config.padded_hidden();

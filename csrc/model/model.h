@@ -31,6 +31,9 @@ struct Config {
   // Each head's columns are padded by themselves, so that every head starts on a vector.
   std::int64_t head() const { return round_up(hidden / heads, kLanes); }
   std::int64_t context() const { return heads * head(); }
+  // Queries and keys are integers up to this for their products: the most for which a sum over a head stays below 2^30,
+  // so that the difference of two scores fits 32 bits. 4095 for heads of 64.
+  int score_levels() const;
   // Rows of q, k and v lie a little further apart than their width: at a multiple of 4 KiB apart, the values of one
   // head would share a few cache sets.
   std::int64_t qkv_stride() const { return 3 * context() + kLanes; }

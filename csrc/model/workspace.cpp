@@ -40,12 +40,16 @@ void Workspace::grow(const Model& model, const Batch& batch, int members) {
   logits.grow(size(batch.texts * config.padded_labels()));
   attention.resize(std::max(attention.size(), static_cast<std::size_t>(members)));
   for (Attention& scratch : attention) {
-    scratch.keys.grow(size(config.head() * padded_tokens));
-    scratch.scores.grow(size(std::max(kQueryRows, padded_heads) * padded_tokens));
-    scratch.inverse_sum.grow(size(std::max(kQueryRows, padded_heads)));
+    scratch.integer_queries.grow(size(padded_tokens * config.head()));
+    scratch.integer_keys.grow(size(padded_tokens * config.head()));
+    scratch.integer_values.grow(size(padded_tokens * config.head()));
+    scratch.integer_scores.grow(size(kQueryRows * padded_tokens));
+    scratch.weights.grow(size(kQueryRows * padded_tokens));
     scratch.rows.grow(block, std::max(model.last_attention.key.input.k, model.last_attention.value.input.k));
     scratch.queries.grow(size(config.padded_hidden() * padded_heads));
     scratch.scores_by_token.grow(size(batch.longest() * padded_heads));
+    scratch.scores.grow(size(padded_heads * padded_tokens));
+    scratch.inverse_sum.grow(size(padded_heads));
   }
 }
 

@@ -53,13 +53,18 @@ struct Workspace {
   AlignedBuffer<float> logits;    // (texts, padded labels)
 
   struct Attention {
-    AlignedBuffer<float> keys;         // (head, padded tokens): one head's keys, transposed
-    AlignedBuffer<float> scores;       // (kQueryRows or padded heads, padded tokens)
-    AlignedBuffer<float> inverse_sum;  // (kQueryRows or padded heads)
+    // One head of one text, as operands of 16-bit products.
+    AlignedBuffer<std::int16_t> integer_queries;  // (tokens, head)
+    AlignedBuffer<std::int16_t> integer_keys;     // (head, padded tokens)
+    AlignedBuffer<std::int16_t> integer_values;   // (tokens, head), an even number of tokens
+    AlignedBuffer<std::int32_t> integer_scores;   // (kQueryRows, padded tokens)
+    AlignedBuffer<std::int16_t> weights;          // (kQueryRows, padded tokens)
     // For the last layer.
     QuantizedRows rows;                    // (kTextBlock): one head of some texts
     AlignedBuffer<float> queries;          // (padded hidden, padded heads): one text's, transposed
     AlignedBuffer<float> scores_by_token;  // (tokens, padded heads)
+    AlignedBuffer<float> scores;           // (padded heads, padded tokens)
+    AlignedBuffer<float> inverse_sum;      // (padded heads)
   };
   std::vector<Attention> attention;  // one a member
 };

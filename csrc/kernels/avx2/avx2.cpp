@@ -2,9 +2,12 @@
 // vpmaddwd + vpaddd widens them, which lifts the peak from 32 MAC/cycle to 51 (depth 4) and 57 (depth 8) on Zen 3:
 // per 64 products 1 vpmaddubsw a half (2 a cycle), against 3 vector operations without it.
 #include "kernels/avx2/f32x16.h"
+#include "kernels/avx2/gemm_s16.h"
 #include "kernels/cpu_features.h"
 #include "kernels/kernels.h"
+#include "kernels/simd/attention_s16.h"
 #include "kernels/simd/gemm_epilogue.h"
+#include "kernels/simd/gemm_s16.h"
 #include "kernels/simd/rows.h"
 
 namespace agnews_fast {
@@ -105,7 +108,8 @@ void gemm(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin,
 
 extern const Kernels kAvx2Kernels;
 const Kernels kAvx2Kernels = {
-    "avx2", cpu_has_avx2, gemm, quantize_tile, layer_norm, embed, softmax, transpose, gemm_f32,
+    "avx2",    cpu_has_avx2, gemm,         quantize_tile, layer_norm,  embed,       softmax,
+    transpose, gemm_f32,     quantize_s16, gemm_s16s32,   gemm_s16f32, softmax_s16,
 };
 
 }  // namespace agnews_fast

@@ -96,6 +96,64 @@ inline __m256 pow2(__m256 n) {
 }
 inline F32x16 pow2(F32x16 n) { return {pow2(n.low), pow2(n.high)}; }
 
+inline F32x16 times_pow2(F32x16 x, F32x16 shifted) {
+  const auto half = [](__m256 v, __m256 n) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), _mm256_slli_epi32(_mm256_castps_si256(n), 23)));
+  };
+  return {half(x.low, shifted.low), half(x.high, shifted.high)};
+}
+
+// Sixteen 32-bit integers.
+struct I32x16 {
+  __m256i low, high;
+
+  static I32x16 load(const std::int32_t* p) { return {F32x16::load_i32(p), F32x16::load_i32(p + 8)}; }
+  static I32x16 broadcast(std::int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+  static I32x16 zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  static I32x16 magnitude_bits(const float* p) {
+    const __m256i all_but_sign = _mm256_set1_epi32(0x7fffffff);
+    const F32x16 x = F32x16::load(p);
+    return {_mm256_and_si256(_mm256_castps_si256(x.low), all_but_sign),
+            _mm256_and_si256(_mm256_castps_si256(x.high), all_but_sign)};
+  }
+  static I32x16 nearest(F32x16 x) { return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)}; }
+  F32x16 to_float() const { return {_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)}; }
+  void store(std::int32_t* p) const {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(p), low);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(p + 8), high);
+  }
+  void to_s16(__m128i& first, __m128i& second) const {
+    first = _mm_packs_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+    second = _mm_packs_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+  }
+
+  I32x16 first_or(std::int64_t n, I32x16 other) const {
+    const auto* m = reinterpret_cast<const __m256i*>(F32x16::mask(n));
+    return {_mm256_blendv_epi8(other.low, low, _mm256_loadu_si256(m)),
+            _mm256_blendv_epi8(other.high, high, _mm256_loadu_si256(m + 1))};
+  }
+  std::int32_t sum() const {
+    const __m256i eight = _mm256_add_epi32(low, high);
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+  }
+  std::int32_t highest() const {
+    const __m256i eight = _mm256_max_epi32(low, high);
+    const __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 1)));
+  }
+};
+
+inline I32x16 operator+(I32x16 a, I32x16 b) {
+  return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
+}
+inline I32x16 operator-(I32x16 a, I32x16 b) {
+  return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
+}
+inline I32x16 max(I32x16 a, I32x16 b) { return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)}; }
+
 inline float round_scalar(float x) {
   const __m128 v = _mm_set_ss(x);
   return _mm_cvtss_f32(_mm_round_ss(v, v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

@@ -1,8 +1,11 @@
 // AVX-512 with VNNI: vpdpbusd adds four u8 x s8 products straight into 32 bits, so depth does not matter here.
 #include "kernels/avx512vnni/f32x16.h"
+#include "kernels/avx512vnni/gemm_s16.h"
 #include "kernels/cpu_features.h"
 #include "kernels/kernels.h"
+#include "kernels/simd/attention_s16.h"
 #include "kernels/simd/gemm_epilogue.h"
+#include "kernels/simd/gemm_s16.h"
 #include "kernels/simd/rows.h"
 
 namespace agnews_fast {
@@ -75,7 +78,8 @@ void gemm(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin,
 
 extern const Kernels kAvx512VnniKernels;
 const Kernels kAvx512VnniKernels = {
-    "avx512vnni", cpu_has_avx512vnni, gemm, quantize_tile, layer_norm, embed, softmax, transpose, gemm_f32,
+    "avx512vnni", cpu_has_avx512vnni, gemm,         quantize_tile, layer_norm,  embed,       softmax,
+    transpose,    gemm_f32,           quantize_s16, gemm_s16s32,   gemm_s16f32, softmax_s16,
 };
 
 }  // namespace agnews_fast

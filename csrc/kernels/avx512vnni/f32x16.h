@@ -59,6 +59,41 @@ inline F32x16 pow2(F32x16 n) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23))};
 }
 
+inline F32x16 times_pow2(F32x16 x, F32x16 shifted) {
+  const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted.lanes), 23);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x.lanes), n))};
+}
+
+// Sixteen 32-bit integers.
+struct I32x16 {
+  __m512i lanes;
+
+  static I32x16 load(const std::int32_t* p) { return {_mm512_load_si512(p)}; }
+  static I32x16 broadcast(std::int32_t x) { return {_mm512_set1_epi32(x)}; }
+  static I32x16 zero() { return {_mm512_setzero_si512()}; }
+  static I32x16 magnitude_bits(const float* p) {
+    return {_mm512_and_si512(_mm512_load_si512(p), _mm512_set1_epi32(0x7fffffff))};
+  }
+  static I32x16 nearest(F32x16 x) { return {_mm512_cvtps_epi32(x.lanes)}; }
+  F32x16 to_float() const { return {_mm512_cvtepi32_ps(lanes)}; }
+  void store(std::int32_t* p) const { _mm512_store_si512(p, lanes); }
+  void to_s16(__m128i& first, __m128i& second) const {
+    const __m256i words = _mm512_cvtsepi32_epi16(lanes);
+    first = _mm256_castsi256_si128(words);
+    second = _mm256_extracti128_si256(words, 1);
+  }
+
+  I32x16 first_or(std::int64_t n, I32x16 other) const {
+    return {_mm512_mask_mov_epi32(other.lanes, F32x16::mask(n), lanes)};
+  }
+  std::int32_t sum() const { return _mm512_reduce_add_epi32(lanes); }
+  std::int32_t highest() const { return _mm512_reduce_max_epi32(lanes); }
+};
+
+inline I32x16 operator+(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.lanes, b.lanes)}; }
+inline I32x16 operator-(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.lanes, b.lanes)}; }
+inline I32x16 max(I32x16 a, I32x16 b) { return {_mm512_max_epi32(a.lanes, b.lanes)}; }
+
 inline float round_scalar(float x) {
   const __m128 v = _mm_set_ss(x);
   return _mm_cvtss_f32(_mm_round_ss(v, v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));

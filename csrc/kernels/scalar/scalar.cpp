@@ -24,15 +24,25 @@ float horner(const float (&coefficients)[N], float x) {
   return sum;
 }
 
+float power_of_two(float n) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(static_cast<std::int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return power;
+}
+
 float exp_nonpositive(float x) {
   x = x > kExpLowest ? x : kExpLowest;
   const float n = std::nearbyint(x * kLog2E);
   float r = std::fma(n, -kLn2High, x);
   r = std::fma(n, -kLn2Low, r);
-  const std::uint32_t bits = static_cast<std::uint32_t>(static_cast<std::int32_t>(n) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
-  return horner(kExp, r) * power;
+  return horner(kExp, r) * power_of_two(n);
+}
+
+float exp2_nonpositive(float t) {
+  t = t > kExp2Lowest ? t : kExp2Lowest;
+  const float n = std::nearbyint(t);
+  return horner(kExp2, t - n) * power_of_two(n);
 }
 
 float gelu(float x) {
@@ -213,11 +223,93 @@ void gemm_f32(const float* a, std::int64_t a_stride, const float* b, std::int64_
   }
 }
 
+// Where (k, n) lies in a right operand.
+std::int64_t right_at(std::int64_t k, std::int64_t n, std::int64_t all_k) {
+  return (n / kPanel * (round_up(all_k, 2) / 2) + k / 2) * (2 * kPanel) + n % kPanel * 2 + k % 2;
+}
+
+float quantize_s16(const float* x, std::int64_t stride, std::int64_t rows, std::int64_t columns, int levels,
+                   Operand16 operand, std::int16_t* out) {
+  float largest = 0.0f;
+  bool finite = true;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t c = 0; c < columns; ++c) {
+      const float magnitude = std::fabs(x[r * stride + c]);
+      finite = finite && magnitude <= kLargestRange;
+      largest = magnitude > largest ? magnitude : largest;
+    }
+  }
+  const bool usable = finite && largest >= kSmallestRange;
+  const float inverse = usable ? static_cast<float>(levels) / largest : 0.0f;
+  const auto value = [&](std::int64_t r, std::int64_t c) {
+    return static_cast<std::int16_t>(usable && r < rows ? std::nearbyint(x[r * stride + c] * inverse) : 0.0f);
+  };
+  const std::int64_t padded_rows = operand == Operand16::kLeft    ? rows
+                                   : operand == Operand16::kRight ? round_up(rows, 2)
+                                                                  : round_up(rows, kPanel);
+  for (std::int64_t r = 0; r < padded_rows; ++r) {
+    for (std::int64_t c = 0; c < columns; ++c) {
+      const std::int64_t at = operand == Operand16::kLeft    ? r * columns + c
+                              : operand == Operand16::kRight ? right_at(r, c, rows)
+                                                             : right_at(c, r, columns);
+      out[at] = value(r, c);
+    }
+  }
+  return finite ? (usable ? largest / static_cast<float>(levels) : 0.0f) : NAN;
+}
+
+std::int32_t dot_s16(const std::int16_t* row, const std::int16_t* b, std::int64_t column, std::int64_t k) {
+  std::int32_t sum = 0;
+  for (std::int64_t p = 0; p < k; ++p) sum += row[p] * b[right_at(p, column, k)];
+  return sum;
+}
+
+void gemm_s16s32(const std::int16_t* a, std::int64_t a_stride, const std::int16_t* b, std::int64_t m, std::int64_t n,
+                 std::int64_t k, std::int32_t* c, std::int64_t c_stride) {
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t j = 0; j < n; ++j) c[i * c_stride + j] = dot_s16(a + i * a_stride, b, j, k);
+  }
+}
+
+void gemm_s16f32(const std::int16_t* a, std::int64_t a_stride, const std::int16_t* b, std::int64_t m, std::int64_t n,
+                 std::int64_t k, const float* scale, float* c, std::int64_t c_stride) {
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t j = 0; j < n; ++j) {
+      c[i * c_stride + j] = static_cast<float>(dot_s16(a + i * a_stride, b, j, k)) * scale[i];
+    }
+  }
+}
+
+std::int32_t softmax_s16_row(const std::int32_t* scores, std::int64_t n, float scale, std::int16_t* weights) {
+  std::int32_t highest = scores[0];
+  for (std::int64_t i = 1; i < n; ++i) highest = scores[i] > highest ? scores[i] : highest;
+  const float base = scale * kLog2E;
+  const auto e = [&](std::int64_t i) { return exp2_nonpositive(static_cast<float>(scores[i] - highest) * base); };
+  float sum[kLanes] = {};
+  for (std::int64_t i = 0; i < n; ++i) sum[i % kLanes] += e(i);
+  const float wanted = kWeightSum / lane_tree(sum);
+  const float factor = wanted < kLargestWeight ? wanted : kLargestWeight;
+  std::int32_t total = 0;
+  for (std::int64_t i = 0; i < round_up(n, kLanes); ++i) {
+    weights[i] = static_cast<std::int16_t>(i < n ? std::nearbyint(e(i) * factor) : 0.0f);
+    total += weights[i];
+  }
+  return total;
+}
+
+void softmax_s16(std::int32_t* scores, std::int64_t stride, std::int64_t rows, std::int64_t n, float scale,
+                 std::int16_t* weights, std::int64_t weights_stride, std::int32_t* total) {
+  for (std::int64_t row = 0; row < rows; ++row) {
+    total[row] = softmax_s16_row(scores + row * stride, n, scale, weights + row * weights_stride);
+  }
+}
+
 }  // namespace
 
 extern const Kernels kScalarKernels;
 const Kernels kScalarKernels = {
-    "scalar", [] { return true; }, gemm, quantize_tile, layer_norm, embed, softmax, transpose, gemm_f32,
+    "scalar", [] { return true; }, gemm,        quantize_tile, layer_norm,  embed, softmax, transpose,
+    gemm_f32, quantize_s16,        gemm_s16s32, gemm_s16f32,   softmax_s16,
 };
 
 }  // namespace agnews_fast

@@ -34,6 +34,21 @@ TEST(sizes_are_padded_as_documented) {
   CHECK_EQ(config.context(), 768);
 }
 
+TEST(sums_over_a_head_of_queries_and_keys_stay_below_half_of_32_bits_and_use_it) {
+  Config config = test_configs().front();
+  for (const std::int64_t head : {1, 16, 20, 32, 48, 64, 96, 128, 256, 1000, 4096, 16384}) {
+    const check::Scope scope("head ", head);
+    config.hidden = head;
+    config.heads = 1;
+    const std::int64_t levels = config.score_levels();
+    CHECK(config.head() * levels * levels < std::int64_t{1} << 30);
+    CHECK(config.head() * (levels + 1) * (levels + 1) >= std::int64_t{1} << 30);
+    CHECK(levels <= 32767);
+  }
+  config.hidden = 64;
+  CHECK_EQ(config.score_levels(), 4095);
+}
+
 TEST(every_size_has_limits) {
   const auto refused = [](auto change, const std::string& part) {
     Config config = small();

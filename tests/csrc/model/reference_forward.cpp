@@ -27,6 +27,18 @@ Vector quantize(const Vector& x, const PlainLinear& linear, int levels) {
   return v;
 }
 
+// All of a matrix to -levels..levels times one scale.
+void quantize_symmetric(Matrix& x, int levels) {
+  double largest = 0.0;
+  for (const Vector& row : x) {
+    for (const double value : row) largest = std::max(largest, std::fabs(value));
+  }
+  const double scale = largest / levels;
+  for (Vector& row : x) {
+    for (double& value : row) value = largest < kSmallestRange ? 0.0 : std::nearbyint(value / scale) * scale;
+  }
+}
+
 Vector multiply(const Vector& x, const Vector& weight, const Vector& bias) {
   Vector y = bias;
   for (std::size_t o = 0; o < y.size(); ++o) {
@@ -115,15 +127,22 @@ class Pass {
     return query;
   }
 
-  // softmax(query . keys) of one head's query, and the mean of the values that it gives.
-  Vector attend(const Vector& query, const Matrix& keys, const Matrix& values) const {
+  // softmax(query . keys) of one head's query, and the mean of the values that it gives. integers: with weights rounded
+  // as softmax_s16 does.
+  static Vector attend(const Vector& query, const Matrix& keys, const Matrix& values, bool integers) {
     Vector weights, mean(values[0].size(), 0.0);
-    double sum = 0.0;
     for (const Vector& key : keys) {
       double score = 0.0;
       for (std::size_t d = 0; d < key.size(); ++d) score += query[d] * key[d];
-      weights.push_back(std::exp(score));
-      sum += weights.back();
+      weights.push_back(score);
+    }
+    const double highest = *std::max_element(weights.begin(), weights.end());
+    double sum = 0.0;
+    for (double& weight : weights) sum += weight = std::exp(weight - highest);
+    if (integers) {
+      const double factor = std::min<double>(kLargestWeight, kWeightSum / sum);
+      sum = 0.0;
+      for (double& weight : weights) sum += weight = std::nearbyint(weight * factor);
     }
     for (std::size_t j = 0; j < values.size(); ++j) {
       for (std::size_t d = 0; d < mean.size(); ++d) mean[d] += weights[j] / sum * values[j][d];
@@ -136,26 +155,32 @@ class Pass {
     const Matrix qkv = linear(x, layer.qkv);
     Matrix context(x.size());
     for (std::size_t head = 0; head < heads; ++head) {
-      Matrix keys, values;
+      Matrix queries, keys, values;
       for (const Vector& row : qkv) {
+        queries.push_back(scaled_query(row, head));
         keys.push_back(slice(row, heads + head, head_size));
         values.push_back(slice(row, 2 * heads + head, head_size));
       }
+      if (quantized_) {
+        quantize_symmetric(queries, config_.score_levels());
+        quantize_symmetric(keys, config_.score_levels());
+        quantize_symmetric(values, kValueLevels);
+      }
       for (std::size_t i = 0; i < x.size(); ++i) {
-        const Vector mean = attend(scaled_query(qkv[i], head), keys, values);
+        const Vector mean = attend(queries[i], keys, values, quantized_);
         context[i].insert(context[i].end(), mean.begin(), mean.end());
       }
     }
     return context;
   }
 
-  // Of the first token: its queries are brought to the tokens, as the core does.
+  // Of the first token: its queries are brought to the tokens, as the core does, and attend in float.
   Matrix last_attention(const PlainLayer& layer, const Matrix& x) {
     const auto heads = static_cast<std::size_t>(config_.heads);
     const Vector query = linear({x[0]}, layer.query)[0];
     Matrix queries, means;
     for (std::size_t head = 0; head < heads; ++head) queries.push_back(scaled_query(query, head));
-    for (const Vector& wanted : linear_by_head(queries, layer.key)) means.push_back(attend(wanted, x, x));
+    for (const Vector& wanted : linear_by_head(queries, layer.key)) means.push_back(attend(wanted, x, x, false));
     Vector context;
     for (const Vector& part : linear_by_head(means, layer.value))
       context.insert(context.end(), part.begin(), part.end());

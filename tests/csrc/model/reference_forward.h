@@ -16,7 +16,8 @@ struct Reference {
   std::vector<std::vector<double>> maxima;
 };
 
-// One text. quantized: with the inputs of each Linear rounded to levels, row by row, as kernels.h defines it.
+// One text. quantized: with the inputs of each Linear rounded to levels, row by row, and a head's queries, keys, values and
+// weights to 16-bit integers, as kernels.h defines it.
 Reference reference_forward(const PlainModel& model, const std::int32_t* ids, std::int64_t tokens, bool quantized);
 
 }  // namespace agnews_fast
