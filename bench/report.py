@@ -118,10 +118,14 @@ def _headline(results: Results) -> list[str]:
 
 
 def _table(results: Results, series: list[dict[str, Any]]) -> list[str]:
-    """A row a peer, best first, and a column a metric; in each cell also how many times better ours is."""
+    """A row a peer, best first, and a column a metric; in each cell also how many times better ours is.
+
+    A peer that failed on the way has cells for as far as it came.
+    """
     metrics = list(dict.fromkeys(one["metric"] for one in series))
     cells = {(one["peer"], one["metric"]): one for one in series}
     order = [one["peer"] for one in _by_value([one for one in series if one["metric"] == metrics[0]])]
+    order += [peer for peer in dict.fromkeys(one["peer"] for one in series) if peer not in order]
     checked = any(one["agreement"] is not None for one in series)
     judged = any(one["accuracy"] is not None for one in series)
     units = {one["metric"]: f", {one['unit']}" if one["unit"] else "" for one in series}
@@ -129,10 +133,13 @@ def _table(results: Results, series: list[dict[str, Any]]) -> list[str]:
     header += ["labels as fp32"] * checked + ["accuracy"] * judged
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for peer in order:
-        first = cells[peer, metrics[0]]
+        first = next(cells[peer, metric] for metric in metrics if (peer, metric) in cells)
         row = [results["peers"][peer]["title"] + ("" if first["counts"] else " (does not count)")]
         for metric in metrics:
-            one, ours = cells[peer, metric], cells.get((OURS, metric))
+            one, ours = cells.get((peer, metric)), cells.get((OURS, metric))
+            if one is None:  # the peer failed before it came to this
+                row.append("")
+                continue
             cell = _spread(summarise(one["rounds"]))
             if ours is not None and peer != OURS and one["higher_is_better"] is not None:
                 cell += f" · {_ratio(ours, one, spread=False)}"

@@ -269,6 +269,14 @@ class TestReport:
         ]
         assert "| GOOD | 90.0 [50.0 to 100] · 2.00x | 100.00% | 90.00% |" in rows
 
+    def test_a_peer_that_failed_on_the_way_has_cells_for_as_far_as_it_came(self, results: Results) -> None:
+        latency = {"workload": "c", "case": "batch 1", "unit": "ms/text", "higher_is_better": False}
+        results["series"] += [_series("slow", [4.0], metric="8 tokens", **latency)]
+        results["series"] += [_series("liar", [5.0], metric="16 tokens", **latency)]
+        rows = markdown(results).split("## (c)")[1].splitlines()
+        assert "| SLOW | 4.00 · 4.00x |  | 100.00% | 90.00% |" in rows
+        assert "| LIAR |  | 5.00 · 5.00x | 100.00% | 90.00% |" in rows
+
     def test_plots(self, results: Results, tmp_path: Path) -> None:
         pytest.importorskip("matplotlib")
         written = write_plots(results, tmp_path)

@@ -279,7 +279,7 @@ def test_default_isa_is_one_of_the_compared(classifier: Classifier) -> None:
 
 
 RANDOM_MODELS: dict[str, dict[str, Any]] = {
-    "issue": {"layers": 3, "hidden": 128, "heads": 2, "ffn": 192, "labels": 7, "vocabulary": 1000, "positions": 200},
+    "narrow": {"layers": 3, "hidden": 128, "heads": 2, "ffn": 192, "labels": 7, "vocabulary": 1000, "positions": 200},
     "odd": {"layers": 2, "hidden": 120, "heads": 3, "ffn": 200, "labels": 7, "vocabulary": 1000, "positions": 64},
     "odder": {"layers": 1, "hidden": 33, "heads": 3, "ffn": 77, "labels": 2, "vocabulary": 99, "positions": 70},
     "relu": {"layers": 2, "hidden": 100, "heads": 5, "ffn": 130, "labels": 17, "vocabulary": 333, "activation": "relu"},
