@@ -41,14 +41,14 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
     import matplotlib  # noqa: PLC0415 (not needed for the table)
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
+    from matplotlib import ticker  # noqa: PLC0415
 
     written = []
     groups = _groups(results["series"])
     bars = {key: value for key, value in groups.items() if key[0] == "a"}
     if bars:
-        figure, panels = pyplot.subplots(1, len(bars), figsize=(6 * len(bars), 5), squeeze=False)
-        for panel, ((_, threads, case), series) in zip(panels[0], bars.items(), strict=True):
+        figure, panels = _panels(len(bars))
+        for panel, ((_, threads, case), series) in zip(panels, bars.items(), strict=False):
             rates = _by_value([one for one in series if one["metric"] == "throughput"])[::-1]
             summaries = [summarise(one["rounds"]) for one in rates]
             panel.barh(
@@ -62,18 +62,20 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
         written.append(_finish(figure, folder / "throughput.png"))
     lines = {key: value for key, value in groups.items() if key[0] == "c"}
     if lines:
-        figure, panels = pyplot.subplots(1, len(lines), figsize=(6 * len(lines), 5), squeeze=False)
-        for panel, ((_, threads, case), series) in zip(panels[0], lines.items(), strict=True):
+        figure, panels = _panels(len(lines))
+        colours = {peer: f"C{i}" for i, peer in enumerate(results["peers"])}  # the same in every panel
+        for panel, ((_, threads, case), series) in zip(panels, lines.items(), strict=False):
             for peer in dict.fromkeys(one["peer"] for one in series):
                 own = [one for one in series if one["peer"] == peer]
                 tokens = [int(one["metric"].split()[0]) for one in own]
                 medians = [summarise(one["rounds"]).median for one in own]
-                style = {"linewidth": 3, "color": _colour(results, peer)} if peer == OURS else {"linewidth": 1}
+                style = {"linewidth": 3, "color": "black"} if peer == OURS else {"linewidth": 1, "color": colours[peer]}
                 panel.plot(tokens, medians, marker="o", label=results["peers"][peer]["title"], **style)
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
             panel.xaxis.set_major_formatter("{x:g}")
             panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
             panel.yaxis.set_minor_formatter("{x:g}")
             panel.set_title(f"{threads} threads, {case}" if threads > 1 else f"1 thread, {case}")
             panel.set_xlabel("tokens")
@@ -196,6 +198,17 @@ def _colour(results: Results, peer: str) -> str:
     if peer == OURS:
         return "black"  # not among the colours that lines get by turns
     return "tab:blue" if results["peers"][peer]["precision"] == "int8" else "tab:grey"
+
+
+def _panels(number: int) -> tuple[Any, list[Any]]:
+    """A figure of two panels a row."""
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    rows, columns = (number + 1) // 2, min(number, 2)
+    figure, panels = pyplot.subplots(rows, columns, figsize=(6 * columns, 4.5 * rows), squeeze=False)
+    for unused in panels.flat[number:]:
+        unused.set_axis_off()
+    return figure, list(panels.flat)
 
 
 def _finish(figure: Any, path: Path) -> Path:
