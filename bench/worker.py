@@ -73,7 +73,7 @@ class Worker:
     def run(self, workload: str, dataset: str, **arguments: Any) -> workloads.Result:
         work: Callable[..., workloads.Result] = getattr(workloads, workload)
         result = work(self.backend, self.datasets[dataset], **arguments)
-        if cpuid_mask.active():
+        if cpuid_mask.active() and self.peer.survives_signals:
             cpuid_mask.check()
         return result
 
@@ -90,7 +90,10 @@ class Worker:
         while time.process_time() < end:
             for batch_size in (1, len(CHECKED_IDS)):
                 self.backend.run_ids(CHECKED_IDS, batch_size)
-        return cpuid_mask.check()
+        seen = cpuid_mask.check()
+        if not self.peer.survives_signals:
+            cpuid_mask.unwatch()
+        return seen
 
 
 if __name__ == "__main__":

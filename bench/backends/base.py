@@ -38,6 +38,9 @@ class Backend(ABC):
     precision: ClassVar[Literal["fp32", "int8"]]
     # Top-level imports. One that is missing makes the peer absent; their libraries are what `--isa` holds.
     requires: ClassVar[tuple[str, ...]]
+    # Whether it computes right when signals come. Otherwise `--isa` looks at what it runs once it is loaded, but not at
+    # what is timed.
+    survives_signals: ClassVar[bool] = True
     batch_sizes: ClassVar[tuple[int, ...]] = (1, 8, 32, 64)  # the calibration picks the fastest
 
     def __init__(self, setting: Setting) -> None:

@@ -90,6 +90,11 @@ def watch() -> None:
     _mask().mask_watch()
 
 
+def unwatch() -> None:
+    """Look no more."""
+    _mask().mask_unwatch()
+
+
 def check() -> str:
     """What `watch` saw, in words; raises unless it kept to AVX2."""
     samples, wide = _mask().mask_samples(), _mask().mask_samples_with_avx512()

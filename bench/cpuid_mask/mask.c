@@ -149,6 +149,11 @@ void mask_watch(void) {
   setitimer(ITIMER_PROF, &often, NULL);
 }
 
+void mask_unwatch(void) {
+  const struct itimerval never = {{0, 0}, {0, 0}};
+  setitimer(ITIMER_PROF, &never, NULL);
+}
+
 unsigned mask_samples(void) { return samples; }
 
 // Samples that found an instruction of AVX-512, or its registers or those of AMX in use.

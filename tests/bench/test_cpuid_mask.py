@@ -183,6 +183,8 @@ class TestCheck:
         assert "NotHeldError: AVX-512 was in use in" in done.stderr
 
     def test_too_few_samples_are_refused(self, probe: Path, masked: dict[str, str]) -> None:
+        done = run("cpuid_mask.watch(); cpuid_mask.unwatch(); probe.use_avx2(); cpuid_mask.check()", probe, masked)
+        assert "expected at least" in done.stderr
         done = run("cpuid_mask.watch(); cpuid_mask.check()", probe, masked)
         assert "NotHeldError: expected at least 20 samples" in done.stderr
 
