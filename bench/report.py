@@ -64,13 +64,15 @@ def write_plots(results: Results, folder: Path) -> list[Path]:
     if lines:
         figure, panels = _panels(len(lines))
         colours = {peer: f"C{i}" for i, peer in enumerate(results["peers"])}  # the same in every panel
+        colours[OURS] = _colour(results, OURS)
         for panel, ((_, threads, case), series) in zip(panels, lines.items(), strict=False):
             for peer in dict.fromkeys(one["peer"] for one in series):
                 own = [one for one in series if one["peer"] == peer]
                 tokens = [int(one["metric"].split()[0]) for one in own]
                 medians = [summarise(one["rounds"]).median for one in own]
-                style = {"linewidth": 3, "color": "black"} if peer == OURS else {"linewidth": 1, "color": colours[peer]}
-                panel.plot(tokens, medians, marker="o", label=results["peers"][peer]["title"], **style)
+                width = 3 if peer == OURS else 1
+                title = results["peers"][peer]["title"]
+                panel.plot(tokens, medians, marker="o", label=title, linewidth=width, color=colours[peer])
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
             panel.xaxis.set_major_formatter("{x:g}")

@@ -18,9 +18,8 @@ class Int8(Backend):
     title = "CTranslate2 int8"
     precision = "int8"
     requires = ("ctranslate2", "transformers", "torch")
-    survives_signals = (
-        False  # from 256 tokens on it dies of a corrupted heap; it seems to write below its stack pointer
-    )
+    # From 256 tokens on it dies of a corrupted heap; it seems to write below its stack pointer.
+    survives_signals = False
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)

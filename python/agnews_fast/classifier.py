@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agnews_fast._core import ModelError
+from agnews_fast.arguments import as_integer, as_integer_between, as_path, check_flag
 from agnews_fast.cpu import usable_cpus
 from agnews_fast.engine import LoadedModel, load, pack_ids
-from agnews_fast.model_file import as_path
 from agnews_fast.quantize import quantize
 from agnews_fast.tokenizer import TextEncoder
 
@@ -73,7 +73,7 @@ class Classifier:
         self._loaded: LoadedModel | None = None
         if threads is None:
             threads = min(usable_cpus(), _MOST_THREADS)
-        threads = _checked_integer("threads", threads, 1, _MOST_THREADS)
+        threads = as_integer_between("threads", threads, 1, _MOST_THREADS)
         path = PACKAGED_MODEL if model is None else as_path("model", model).absolute()
         if path.is_dir():
             with tempfile.TemporaryDirectory() as folder:  # the mapping outlives the file's name
@@ -81,7 +81,7 @@ class Classifier:
         else:
             loaded = load(path, threads=threads)
         positions: int = loaded.config["positions"]
-        max_length = _checked_integer("max_length", positions if max_length is None else max_length, 2, positions)
+        max_length = as_integer_between("max_length", positions if max_length is None else max_length, 2, positions)
         self._path = path
         try:
             self._encoder = TextEncoder(loaded.tokenizer_json, max_length)
@@ -172,8 +172,8 @@ class Classifier:
             >>> list(Classifier(threads=1).predict_iter(lines, batch_size=64))
             ['Business', 'Sci/Tech']
         """
-        batch_size = _checked_integer("batch_size", batch_size, 1, 2**31)
-        _check_flag("truncation", truncation)
+        batch_size = as_integer_between("batch_size", batch_size, 1, 2**31)
+        check_flag("truncation", truncation)
         blocks = self._blocks(self._several(texts), truncation, batch_size)
         return (self._labels[i] for logits, _ in blocks for i in logits.argmax(axis=-1).tolist())
 
@@ -323,7 +323,7 @@ class Classifier:
         return texts
 
     def _compute(self, texts: str | Texts, truncation: bool, output: int) -> Floats:
-        _check_flag("truncation", truncation)
+        check_flag("truncation", truncation)
         if isinstance(texts, str):
             (block,) = self._run([self._encode(texts, "text", truncation)], 1)
             row: Floats = block[output][0]
@@ -387,19 +387,6 @@ def _checked(values: Floats) -> Floats:
     return values
 
 
-def _checked_integer(name: str, value: object, lowest: int, highest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if not lowest <= value <= highest:
-        raise ValueError(f"{name}: expected {lowest} to {highest}, got {value}")
-    return int(value)
-
-
-def _check_flag(name: str, value: object) -> None:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
-
-
 def _token_ids(text: object, where: str, config: Mapping[str, Any]) -> list[int]:
     if isinstance(text, np.ndarray):
         text = text.tolist()
@@ -407,12 +394,12 @@ def _token_ids(text: object, where: str, config: Mapping[str, Any]) -> list[int]
         raise TypeError(f"{where}: expected a sequence of int, got {type(text).__name__}")
     if not 1 <= len(text) <= config["positions"]:
         raise ValueError(f"{where}: expected 1 to {config['positions']} tokens, got {len(text)}")
+    ids = []
     for i, token in enumerate(text):
-        if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
-            raise TypeError(f"{where}[{i}]: expected an int, got {type(token).__name__}")
-        if not 0 <= token < config["vocabulary"]:
+        ids.append(as_integer(f"{where}[{i}]", token))
+        if not 0 <= ids[i] < config["vocabulary"]:
             raise ValueError(f"{where}[{i}]: expected an id from 0 to {config['vocabulary'] - 1}, got {token}")
-    return [int(token) for token in text]
+    return ids
 
 
 def _unpickle(model: Path | None, threads: int, max_length: int) -> Classifier:

@@ -67,28 +67,6 @@ class Header:
     tensors: dict[str, Tensor]
 
 
-def as_path(name: str, value: str | os.PathLike[str]) -> Path:
-    """The argument ``name`` as a path.
-
-    Raises:
-        TypeError: it is neither a str nor a path.
-        FileNotFoundError: it is empty, which `Path` takes for the current folder.
-        ValueError: it has characters that no path may have.
-    """
-    path = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(path, str):
-        raise TypeError(f"{name}: expected str or os.PathLike[str], got {type(value).__name__}")
-    if path == "":
-        raise FileNotFoundError(errno.ENOENT, f"{name}: expected a path, got an empty one", path)
-    try:
-        valid = b"\0" not in os.fsencode(path)
-    except UnicodeEncodeError:
-        valid = False
-    if not valid:
-        raise ValueError(f"{name}: expected a path, got {path!r}")
-    return Path(path)
-
-
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading. Refuses what is not a regular file, and does not wait for anyone to write to a pipe.
 

@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from agnews_fast._core import ModelError
+from agnews_fast.arguments import as_integer, as_path
 from agnews_fast.engine import load, pack_ids
 from agnews_fast.model_file import (
     Header,
-    as_path,
     check_writable,
     open_regular,
     parse_json,
@@ -128,11 +128,10 @@ def quantize(
 
 
 def _one_of(name: str, value: object, choices: tuple[int, int]) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value not in choices:
+    integer = as_integer(name, value)
+    if integer not in choices:
         raise ValueError(f"{name}: expected {choices[0]} or {choices[1]}, got {value}")
-    return int(value)
+    return integer
 
 
 class Checkpoint:
