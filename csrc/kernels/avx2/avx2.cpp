@@ -43,10 +43,15 @@ inline __attribute__((always_inline)) void multiply_add(const std::uint8_t* acti
   }
 }
 
-inline __attribute__((always_inline)) void widen_add(__m256i sum, std::int32_t* total) {
-  __m256i* p = reinterpret_cast<__m256i*>(total);
-  const __m256i wide = _mm256_madd_epi16(sum, *reinterpret_cast<const __m256i*>(kOnes));
-  _mm256_store_si256(p, _mm256_add_epi32(_mm256_load_si256(p), wide));
+// Adds a row's 16-bit sums to its 32-bit totals. In assembly because g++ keeps the totals twice, in two places of the
+// stack, and stores them in both.
+inline __attribute__((always_inline)) void widen_add(__m256i sum, __m256i ones, std::int32_t* total) {
+  __asm__(
+      "vpmaddwd %[ones], %[s], %[s]\n\t"
+      "vpaddd %[t], %[s], %[s]\n\t"
+      "vmovdqa %[s], %[t]"
+      : [s] "+x"(sum), [t] "+m"(*reinterpret_cast<__m256i*>(total))
+      : [ones] "x"(ones));
 }
 
 template <int R, int Depth>
@@ -74,10 +79,11 @@ inline __attribute__((always_inline)) void products(const std::uint8_t* activati
         }
       }
     }
+    const __m256i ones = _mm256_load_si256(reinterpret_cast<const __m256i*>(kOnes));
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      widen_add(sum0[r], acc[r]);
-      widen_add(sum1[r], acc[r] + 8);
+      widen_add(sum0[r], ones, acc[r]);
+      widen_add(sum1[r], ones, acc[r] + 8);
     }
   }
 }
