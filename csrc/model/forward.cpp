@@ -6,6 +6,13 @@
 
 namespace agnews_fast {
 
+namespace {
+
+// Panels of a product that a member of a team takes at a time: a multiple of the 4 that AVX-512 computes together.
+constexpr std::int64_t kDealtPanels = 4;
+
+}  // namespace
+
 Range row_tiles(const Member& member, std::int64_t rows) {
   const Range tiles = member.share((rows + kRowTile - 1) / kRowTile);
   return {tiles.begin * kRowTile, std::min(tiles.end * kRowTile, rows)};
@@ -100,8 +107,9 @@ void Forward::quantize_hidden(Rows& x, const Linear& linear, const Member& membe
 void Forward::project(Stage stage, const Linear& linear, const PackedRows& x, const Member& member, Range panels,
                       Activation activation, float* out, std::int64_t out_stride) {
   const StageTimer timer(observer_, stage);
-  const Range share = member.share(panels.end - panels.begin);
-  kernels_.gemm(x, linear.weights, panels.begin + share.begin, panels.begin + share.end, activation, out, out_stride);
+  member.deal(panels.end - panels.begin, kDealtPanels, [&](Range part) {
+    kernels_.gemm(x, linear.weights, panels.begin + part.begin, panels.begin + part.end, activation, out, out_stride);
+  });
 }
 
 void Forward::add_norm(const LayerNorm& norm, const Member& member, Rows& x) {

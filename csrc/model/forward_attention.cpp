@@ -13,10 +13,11 @@ void Forward::attention(const Linear& qkv, const Batch& batch, const Member& mem
   project(Stage::kQkv, qkv, tokens.quantized.view(tokens.rows, qkv.input.k), member, panels_of(qkv), Activation::kNone,
           tokens.qkv.data(), model_.config.qkv_stride());
   member.barrier();
-  const Range share = member.share(batch.texts * heads);
-  for (std::int64_t item = share.begin; item < share.end; ++item) {
-    attend(batch, item / heads, item % heads, ws_.attention[static_cast<std::size_t>(member.rank)]);
-  }
+  member.deal(batch.texts * heads, 1, [&](Range items) {
+    for (std::int64_t item = items.begin; item < items.end; ++item) {
+      attend(batch, item / heads, item % heads, ws_.attention[static_cast<std::size_t>(member.rank)]);
+    }
+  });
   member.barrier();
 }
 

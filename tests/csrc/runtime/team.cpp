@@ -59,6 +59,61 @@ TEST(nobody_passes_a_barrier_before_all_have_arrived) {
   }
 }
 
+TEST(a_team_does_every_part_of_a_loop_once) {
+  constexpr int kRounds = 300;
+  for (const int size : {1, 2, 3}) {
+    for (const std::int64_t part : {1, 4, 100}) {
+      const check::Scope scope("size ", size, ", part ", part);
+      Barrier barrier(size);
+      std::vector<std::vector<int>> done;  // without synchronisation but that of the dealing
+      for (int round = 0; round < kRounds; ++round) done.emplace_back(static_cast<std::size_t>(round % 31), 0);
+      const auto work = [&](int rank) {
+        const Member member{rank, size, size > 1 ? &barrier : nullptr};
+        for (std::vector<int>& items : done) {
+          member.deal(static_cast<std::int64_t>(items.size()), part, [&](Range range) {
+            for (std::int64_t i = range.begin; i < range.end; ++i) ++items[static_cast<std::size_t>(i)];
+          });
+          member.barrier();
+        }
+      };
+      std::vector<std::thread> threads;
+      for (int rank = 1; rank < size; ++rank) threads.emplace_back(work, rank);
+      work(0);
+      for (std::thread& thread : threads) thread.join();
+      for (const std::vector<int>& items : done) {
+        for (const int times : items) CHECK_EQ(times, 1);
+      }
+    }
+  }
+}
+
+TEST(a_member_that_is_held_up_leaves_its_work_to_the_others) {
+  constexpr std::int64_t kItems = 40;
+  Barrier barrier(2);
+  std::atomic<bool> first_done{false};
+  std::int64_t done[2] = {};
+  const auto work = [&](int rank) {
+    Member{rank, 2, &barrier}.deal(kItems, 1, [&](Range) {
+      ++done[rank];
+      if (rank == 0) {
+        first_done.wait(false);  // until the other has done all the rest
+      } else if (done[rank] == kItems - 1) {
+        first_done = true;
+        first_done.notify_all();
+      }
+    });
+  };
+  // Rank 1 starts once rank 0 has taken its item.
+  std::thread other([&] {
+    while (barrier.take(0) == 0) std::this_thread::yield();
+    work(1);
+  });
+  work(0);
+  other.join();
+  CHECK_EQ(done[0], 1);
+  CHECK_EQ(done[1], kItems - 1);
+}
+
 TEST(a_late_member_wakes_those_that_fell_asleep) {
   for (int i = 0; i < 5; ++i) {
     Barrier barrier(3);
