@@ -165,8 +165,8 @@ void randomize_scales(Problem& problem, Random& random) {
 }
 
 double gelu(double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); }
-// The polynomial's absolute error on the clamped range; beyond, Phi is off by at most 1e-7.
-double gelu_error(double x) { return 1.3e-6 + 1e-7 * std::fabs(x); }
+// The polynomial's absolute error on the clamped range; beyond, Phi is off by a rounding at most.
+double gelu_error(double x) { return 2.7e-5 + 1e-7 * std::fabs(x); }
 constexpr double kGeluSlope = 1.13;  // the steepest that gelu gets
 
 // Runs some panels and compares every element of the output, and what must not be touched around it.
