@@ -47,10 +47,10 @@ _PANEL = 16  # as in csrc/kernels/kernels.h
 _GROUP = 4
 _K_BLOCK = 32
 
-_RMS_RANGE = 7.0  # a weight of so many root mean squares becomes 127
+_RMS_RANGE = 7.5  # a weight of so many root mean squares becomes 127
 # A window that overflows is lowered to fit while this sum of squares, in steps, is not exceeded; else its largest
 # weight becomes an outlier.
-_LARGEST_ERROR = 30.0
+_LARGEST_ERROR = 150.0
 _SPLIT_SLOTS = 32  # places added to a row for split channels
 _CALIBRATION_TEXTS = 64
 _CALIBRATION_TOKENS = 64
