@@ -79,7 +79,7 @@ float uniform() { return std::uniform_real_distribution<float>(-1.0f, 1.0f)(rand
 // Outlier density as in the packaged model: 0.007 % of the weights.
 Case gemm_case(const Kernels& kernels, std::int64_t rows, std::int64_t k, std::int64_t n, int depth,
                Activation activation) {
-  const std::int64_t outliers_per_panel = k * kPanel * 7 / 100000;
+  const auto outliers_before = [&](std::int64_t panel) { return panel * kPanel * k * 7 / 100000; };
   auto activations = buffer<std::uint8_t>(rows * k, [] { return static_cast<std::uint8_t>(random_bits() % 128); });
   auto weights = buffer<std::int8_t>(n * k, [] { return static_cast<std::int8_t>(random_bits() % 13 - 6); });
   auto row_scale = buffer<float>(rows, [] { return 0.01f; });
@@ -87,13 +87,10 @@ Case gemm_case(const Kernels& kernels, std::int64_t rows, std::int64_t k, std::i
   auto bias = buffer<float>(n, uniform);
   auto zero_point = buffer<std::int32_t>(rows, [] { return 60; });
   auto column_sum = buffer<std::int32_t>(n, [] { return 5; });
-  std::int32_t next = 0;
-  auto begin = buffer<std::int32_t>(n / kPanel + 1, [&] {
-    const std::int32_t value = next;
-    next += static_cast<std::int32_t>(outliers_per_panel);
-    return value;
-  });
-  const std::int64_t outliers = outliers_per_panel * (n / kPanel);
+  std::int64_t panel = 0;
+  auto begin =
+      buffer<std::int32_t>(n / kPanel + 1, [&] { return static_cast<std::int32_t>(outliers_before(panel++)); });
+  const std::int64_t outliers = outliers_before(n / kPanel);
   auto outlier_k = buffer<std::int32_t>(outliers, [&] { return static_cast<std::int32_t>(random_bits() % k); });
   auto outlier_column = buffer<std::int32_t>(outliers, [] { return static_cast<std::int32_t>(random_bits() % 16); });
   auto outlier_value = buffer<std::int32_t>(outliers, [] { return 200; });
