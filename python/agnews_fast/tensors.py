@@ -68,7 +68,7 @@ def write_model(out: Path, metadata: Mapping[str, str], tensors: Mapping[str, ND
         position += array.nbytes
     described = {"format": FORMAT, "format_version": FORMAT_VERSION, **metadata}
     parts = ((name, np.ascontiguousarray(array).data.cast("B")) for name, array in tensors.items())
-    described["checksum"] = checksum_of(described, entries, parts)
+    described["checksum"] = checksum_of(header_json(described, entries), parts)
     header = header_json(described, entries)
     header += b" " * (-(8 + len(header)) % ALIGNMENT)
     unfinished = target.with_name(f".{secrets.token_hex(8)}.tmp")  # other processes may be writing to `out`
