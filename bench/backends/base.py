@@ -1,23 +1,26 @@
 """What a peer is: the interface that every file of this folder implements.
 
-Kept free of heavy imports, because the cold-start workload pays for them.
+The cold-start workload pays for what is imported at the top: nothing that a peer may do without, NumPy included.
 """
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
 
 import json
 import os
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
-Ids = Sequence[Sequence[int]]
-Logits = npt.NDArray[np.float32]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Ids: TypeAlias = Sequence[Sequence[int]]
+Logits: TypeAlias = "npt.NDArray[np.float32]"
 
 WHOLE_LIST = 0  # as a batch size: hand the peer all texts in one call
 
@@ -61,6 +64,10 @@ class Backend(ABC):
         """Logits (n, labels) of one batch of raw texts."""
         return self.logits_from_ids(self.tokenise(texts))
 
+    def label(self, text: str) -> int:
+        """The number of a text's label, by the shortest way that the peer offers from a text to a label."""
+        return int(self.logits([text]).argmax())
+
     def run_ids(self, ids: Ids, batch_size: int) -> Logits:
         """Logits of any number of tokenised texts: by default batches of neighbours in length, so padding is small."""
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -68,6 +75,8 @@ class Backend(ABC):
             self.logits_from_ids([ids[i] for i in order[start : start + batch_size]])
             for start in range(0, len(order), batch_size)
         ]
+        import numpy as np
+
         logits = np.concatenate(sorted_logits)
         logits[order] = logits.copy()
         return logits
@@ -88,6 +97,8 @@ class Backend(ABC):
 
 def pad(batch: Ids) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """`input_ids` and `attention_mask` (n, tokens of the longest)."""
+    import numpy as np
+
     shape = (len(batch), max(len(ids) for ids in batch))
     input_ids = np.zeros(shape, np.int64)
     mask = np.zeros(shape, np.int64)
@@ -109,6 +120,8 @@ def build_once(path: Path, build: Callable[[Path], Any]) -> None:
         os.replace(partial, path)
     finally:
         if partial.is_dir():
+            import shutil
+
             shutil.rmtree(partial)
         else:
             partial.unlink(missing_ok=True)
@@ -116,4 +129,6 @@ def build_once(path: Path, build: Callable[[Path], Any]) -> None:
 
 def version(distribution: str) -> str:
     """For the names of built files, so that another release builds its own."""
+    from importlib import metadata
+
     return metadata.version(distribution)

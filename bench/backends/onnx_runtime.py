@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from bench.backends.base import Backend, Ids, Logits, Setting, build_once, pad, version
+from bench.backends.base import Backend, Ids, Logits, Setting, build_once, pad
 from bench.reference import reference_module
 
 
@@ -65,7 +65,9 @@ class Int8(OnnxRuntime):
 
     @classmethod
     def model_file(cls, setting: Setting) -> Path:
-        return setting.cache / f"{cls.name}-{version('onnxruntime')}.onnx"
+        import onnxruntime  # which knows its version; importlib.metadata would count in a cold start
+
+        return setting.cache / f"{cls.name}-{onnxruntime.__version__}.onnx"
 
     @classmethod
     def build(cls, setting: Setting, sample: Ids) -> None:

@@ -1,11 +1,13 @@
 // Translates between Python and the Engine; nothing is computed here. Python validates types and documents.
 #include <pthread.h>
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
+#include <cmath>
+#include <memory>
 #include <optional>
 #include <string>
 #include <system_error>
@@ -61,52 +63,122 @@ class WithoutGil {
   std::optional<py::gil_scoped_release> released_;
 };
 
+// What Python gets: rows of float32 behind the buffer protocol, so that NumPy is needed only by callers who want arrays.
+class Matrix {
+ public:
+  Matrix(std::int64_t rows, std::int64_t columns)
+      : rows_(rows), columns_(columns), values_(new float[static_cast<std::size_t>(rows * columns)]) {}
+
+  float* data() { return values_.get(); }
+  std::int64_t rows() const { return rows_; }
+  std::int64_t columns() const { return columns_; }
+
+  // The column of each row's largest value, the first of several.
+  std::vector<std::int64_t> argmax() const {
+    std::vector<std::int64_t> best;
+    best.reserve(static_cast<std::size_t>(rows_));
+    for (const float* row = begin(); row != end(); row += columns_) {
+      best.push_back(std::max_element(row, row + columns_) - row);
+    }
+    return best;
+  }
+  bool all_finite() const {
+    return std::all_of(begin(), end(), [](float x) { return std::isfinite(x); });
+  }
+  py::buffer_info buffer() {
+    return {values_.get(), {rows_, columns_}, {columns_ * py::ssize_t{sizeof(float)}, py::ssize_t{sizeof(float)}}};
+  }
+
+ private:
+  const float* begin() const { return values_.get(); }
+  const float* end() const { return values_.get() + rows_ * columns_; }
+
+  std::int64_t rows_, columns_;
+  std::unique_ptr<float[]> values_;
+};
+
+// A caller's integers in one dimension, read where they lie. While this lives their owner cannot move or free them.
 template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
+class Integers {
+ public:
+  Integers(const char* name, const py::buffer& buffer) : info_(buffer.request()) {
+    const std::string expected =
+        name + (": expected a contiguous buffer of int" + std::to_string(8 * sizeof(T)) + ", ");
+    // Which of the codes has how many bytes depends on the platform, and some have the same.
+    if (info_.itemsize != sizeof(T) || info_.format.size() != 1 ||
+        std::string("ilq").find(info_.format) == std::string::npos) {
+      throw py::type_error(expected + "got items of format '" + info_.format + "'");
+    }
+    if (info_.ndim != 1) {
+      throw std::invalid_argument(expected + "got " + std::to_string(info_.ndim) + " dimensions instead of one");
+    }
+    if ((size() > 1 && info_.strides[0] != sizeof(T)) ||
+        (size() > 0 && reinterpret_cast<std::uintptr_t>(info_.ptr) % alignof(T) != 0)) {
+      throw std::invalid_argument(expected + "got one that is strided or not aligned");
+    }
+  }
 
-Batch batch_of(const Array<std::int32_t>& ids, const Array<std::int64_t>& offsets) {
-  if (ids.ndim() != 1 || offsets.ndim() != 1 || offsets.size() < 1) {
-    throw std::invalid_argument("ids and offsets: expected one dimension, and at least one offset");
-  }
-  const std::int64_t texts = offsets.size() - 1;
-  if (offsets.at(0) != 0 || offsets.at(texts) != ids.size()) {
-    throw std::invalid_argument("offsets: expected to run from 0 to " + std::to_string(ids.size()));
-  }
-  for (std::int64_t i = 0; i < texts; ++i) {
-    if (offsets.at(i) > offsets.at(i + 1)) throw std::invalid_argument("offsets: expected not to decrease");
-  }
-  return {ids.data(), offsets.data(), texts};
-}
+  const T* data() const { return static_cast<const T*>(info_.ptr); }
+  std::int64_t size() const { return info_.size; }
 
-py::tuple run(Engine& engine, const Array<std::int32_t>& ids, const Array<std::int64_t>& offsets) {
-  const Batch batch = batch_of(ids, offsets);
-  Array<float> logits({batch.texts, engine.config().labels});
-  Array<float> first_token({batch.texts, engine.config().hidden});
-  float* logits_data = logits.mutable_data();
-  float* first_token_data = first_token.mutable_data();
+ private:
+  py::buffer_info info_;
+};
+
+// Texts in a caller's buffers.
+class Texts {
+ public:
+  Texts(const py::buffer& ids, const py::buffer& offsets) : ids_("ids", ids), offsets_("offsets", offsets) {
+    const std::int64_t texts = offsets_.size() - 1;
+    if (texts < 0) throw std::invalid_argument("offsets: expected at least one, got none");
+    const std::int64_t* begin = offsets_.data();
+    if (begin[0] != 0 || begin[texts] != ids_.size()) {
+      throw std::invalid_argument("offsets: expected to run from 0 to " + std::to_string(ids_.size()) + ", got " +
+                                  std::to_string(begin[0]) + " to " + std::to_string(begin[texts]));
+    }
+    if (!std::is_sorted(begin, begin + texts + 1)) throw std::invalid_argument("offsets: expected not to decrease");
+  }
+
+  Batch batch() const { return {ids_.data(), offsets_.data(), offsets_.size() - 1}; }
+
+ private:
+  Integers<std::int32_t> ids_;
+  Integers<std::int64_t> offsets_;
+};
+
+py::tuple run(Engine& engine, const py::buffer& ids, const py::buffer& offsets) {
+  const Texts texts(ids, offsets);
+  const Batch batch = texts.batch();
+  Matrix logits(batch.texts, engine.config().labels);
+  Matrix first_token(batch.texts, engine.config().hidden);
   {
     const WithoutGil without_gil;
-    engine.run(batch, logits_data, first_token_data);
+    engine.run(batch, logits.data(), first_token.data());
   }
   return py::make_tuple(std::move(logits), std::move(first_token));
 }
 
-py::list channel_maxima(Engine& engine, const Array<std::int32_t>& ids, const Array<std::int64_t>& offsets) {
-  const Batch batch = batch_of(ids, offsets);
+// A matrix of one row for every product.
+py::list channel_maxima(Engine& engine, const py::buffer& ids, const py::buffer& offsets) {
+  const Texts texts(ids, offsets);
+  const Batch batch = texts.batch();
   ChannelMaxima maxima;
   {
     const WithoutGil without_gil;
     maxima = engine.channel_maxima(batch);
   }
-  py::list arrays;
-  for (const std::vector<float>& channel : maxima) {
-    arrays.append(Array<float>(static_cast<py::ssize_t>(channel.size()), channel.data()));
+  py::list rows;
+  for (const std::vector<float>& channels : maxima) {
+    Matrix row(1, static_cast<std::int64_t>(channels.size()));
+    std::copy(channels.begin(), channels.end(), row.data());
+    rows.append(std::move(row));
   }
-  return arrays;
+  return rows;
 }
 
-py::dict stage_seconds(Engine& engine, const Array<std::int32_t>& ids, const Array<std::int64_t>& offsets) {
-  const Batch batch = batch_of(ids, offsets);
+py::dict stage_seconds(Engine& engine, const py::buffer& ids, const py::buffer& offsets) {
+  const Texts texts(ids, offsets);
+  const Batch batch = texts.batch();
   std::array<double, agnews_fast::kStages> seconds = {};
   {
     const WithoutGil without_gil;
@@ -171,6 +243,24 @@ Example:
     >>> available_isas()[0]
     'scalar'
 )");
+
+  py::class_<Matrix>(m, "Matrix", py::buffer_protocol(),
+                     R"(float32 values in rows. ``numpy.asarray`` gives an array of the same memory.
+
+Example:
+    >>> import numpy
+    >>> from agnews_fast.engine import load, pack_ids
+    >>> from agnews_fast.classifier import PACKAGED_MODEL
+    >>> logits, first_token = load(PACKAGED_MODEL, threads=1).engine.run(*pack_ids([[101, 15768, 3062, 102]]))
+    >>> logits.shape, first_token.shape
+    ((1, 4), (1, 768))
+    >>> logits.argmax() == numpy.asarray(logits).argmax(axis=1).tolist()
+    True
+)")
+      .def_property_readonly("shape", [](const Matrix& m) { return py::make_tuple(m.rows(), m.columns()); })
+      .def("argmax", &Matrix::argmax)
+      .def("all_finite", &Matrix::all_finite)
+      .def_buffer(&Matrix::buffer);
 
   py::class_<Engine>(m, "Engine")
       .def(py::init([](int file, const py::dict& config,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 
 #include "model/error.h"
@@ -40,31 +41,45 @@ void check_weights(const PackedWeights& w, std::int64_t outliers, int levels, co
   const std::int64_t limit16 = std::numeric_limits<std::int16_t>::max() / levels;
   const std::int64_t limit32 = (std::int64_t{1} << 30) / levels;
   for (std::int64_t panel = 0; panel < w.n / kPanel; ++panel) {
-    std::int64_t sums[kPanel] = {}, magnitudes[kPanel] = {};
+    // Of each pair of weights; below 2^31, since k is at most 2^17.
+    std::int32_t pair_sums[kPairs] = {}, pair_positives[kPairs] = {};
     const std::int8_t* weights = w.data + panel * kPanel * w.k;
     std::int16_t lowest = 0;
     for (std::int64_t group = 0; group < w.k / kGroup; group += w.depth) {
-      // Plain loops over fixed arrays of 16-bit values, which compilers turn into SIMD: this reads every weight.
-      std::int16_t sum[kPairs] = {}, magnitude[kPairs] = {};
+      // Plain loops over fixed arrays, which compilers turn into SIMD: this reads every weight. A pair is loaded as one
+      // value and split by shifts, since to gather every second byte takes them longer.
+      std::int16_t sum[kPairs] = {}, positive[kPairs] = {};
       for (int d = 0; d < w.depth; ++d, weights += kPanel * kGroup) {
+        std::int16_t pairs[kPairs];
+        std::memcpy(pairs, weights, sizeof(pairs));
         for (int i = 0; i < kPairs; ++i) {
-          const std::int16_t a = weights[2 * i], b = weights[2 * i + 1];
+          const std::int16_t a = static_cast<std::int16_t>(static_cast<std::int16_t>(pairs[i] << 8) >> 8);
+          const std::int16_t b = static_cast<std::int16_t>(pairs[i] >> 8);
           sum[i] = static_cast<std::int16_t>(sum[i] + a + b);
-          magnitude[i] = static_cast<std::int16_t>(magnitude[i] + std::abs(a) + std::abs(b));
+          positive[i] =
+              static_cast<std::int16_t>(positive[i] + std::max<std::int16_t>(a, 0) + std::max<std::int16_t>(b, 0));
           lowest = std::min({lowest, a, b});
         }
       }
+      std::int16_t worst[kPairs], highest = 0;
       for (int i = 0; i < kPairs; ++i) {
-        // positives = (magnitude + sum) / 2, -negatives = (magnitude - sum) / 2
-        const int worst = (magnitude[i] + std::abs(sum[i])) / 2;
-        if (worst > limit16) {
-          fail(where, panel * kPanel + i / 2,
-               "weights near k = " + std::to_string(group * kGroup) + " would overflow 16 bits (a window adds up to " +
-                   std::to_string(worst) + ", at most " + std::to_string(limit16) + " is allowed)");
-        }
-        sums[i / 2] += sum[i];
-        magnitudes[i / 2] += magnitude[i];
+        const std::int16_t negative = static_cast<std::int16_t>(positive[i] - sum[i]);
+        worst[i] = std::max(positive[i], negative);
+        highest = std::max(highest, worst[i]);
+        pair_sums[i] += sum[i];
+        pair_positives[i] += positive[i];
       }
+      if (highest > limit16) {
+        const std::int64_t i = std::find_if(worst, worst + kPairs, [&](int x) { return x > limit16; }) - worst;
+        fail(where, panel * kPanel + i / 2,
+             "weights near k = " + std::to_string(group * kGroup) + " would overflow 16 bits (a window adds up to " +
+                 std::to_string(worst[i]) + ", at most " + std::to_string(limit16) + " is allowed)");
+      }
+    }
+    std::int64_t sums[kPanel] = {}, magnitudes[kPanel] = {};
+    for (int i = 0; i < kPairs; ++i) {
+      sums[i / 2] += pair_sums[i];
+      magnitudes[i / 2] += 2 * pair_positives[i] - pair_sums[i];
     }
     if (lowest < -127) fail(where, panel * kPanel, "a packed weight is -128; the least allowed is -127");
     for (std::int32_t i = w.outlier_begin[panel]; i < w.outlier_begin[panel + 1]; ++i) {

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
-
-import numpy as np
 
 
 def as_integer(name: str, value: object) -> int:
     """The argument ``name`` as an int; raises TypeError unless it is one, of Python or NumPy."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    if isinstance(value, bool) or not (isinstance(value, int) or _is_numpys(value, "integer")):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    return int(value)
+    return int(value)  # type: ignore[call-overload, no-any-return]
 
 
 def as_integer_between(name: str, value: object, lowest: int, highest: int) -> int:
@@ -26,8 +25,13 @@ def as_integer_between(name: str, value: object, lowest: int, highest: int) -> i
 
 def check_flag(name: str, value: object) -> None:
     """Raises TypeError unless the argument ``name`` is a bool, of Python or NumPy."""
-    if not isinstance(value, (bool, np.bool_)):
+    if not (isinstance(value, bool) or _is_numpys(value, "bool_")):
         raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+
+
+def _is_numpys(value: object, kind: str) -> bool:
+    """Whether ``value`` is an instance of NumPy's class ``kind``: of none, while nobody has imported NumPy."""
+    return isinstance(value, getattr(sys.modules.get("numpy"), kind, ()))
 
 
 def as_path(name: str, value: str | os.PathLike[str]) -> Path:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-import numpy as np
-from numpy.typing import NDArray
-
-from agnews_fast._core import ModelError
+from agnews_fast._core import Matrix, ModelError
 from agnews_fast.arguments import as_integer, as_integer_between, as_path, check_flag
 from agnews_fast.cpu import usable_cpus
 from agnews_fast.engine import LoadedModel, load, pack_ids
-from agnews_fast.quantize import quantize
 from agnews_fast.tokenizer import TextEncoder
+
+# NumPy takes longer to import than all else on the way to a first label, so it is imported by what returns arrays.
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 PACKAGED_MODEL = Path(__file__).with_name("model.safetensors")
 
@@ -29,7 +30,7 @@ _BLOCK_TOKENS = 8192
 _MOST_THREADS = 1024
 
 Texts: TypeAlias = Iterable[str]
-Floats: TypeAlias = NDArray[np.float32]
+Floats: TypeAlias = "NDArray[np.float32]"
 
 
 class Classifier:
@@ -75,11 +76,7 @@ class Classifier:
             threads = min(usable_cpus(), _MOST_THREADS)
         threads = as_integer_between("threads", threads, 1, _MOST_THREADS)
         path = PACKAGED_MODEL if model is None else as_path("model", model).absolute()
-        if path.is_dir():
-            with tempfile.TemporaryDirectory() as folder:  # the mapping outlives the file's name
-                loaded = load(quantize(path, Path(folder) / "model.safetensors"), threads=threads)
-        else:
-            loaded = load(path, threads=threads)
+        loaded = _load_checkpoint(path, threads) if path.is_dir() else load(path, threads=threads)
         positions: int = loaded.config["positions"]
         max_length = as_integer_between("max_length", positions if max_length is None else max_length, 2, positions)
         self._path = path
@@ -101,6 +98,8 @@ class Classifier:
     @property
     def classes_(self) -> NDArray[np.str_]:
         """The same as an array, under scikit-learn's name."""
+        import numpy as np
+
         return np.array(self._labels)
 
     @property
@@ -147,10 +146,9 @@ class Classifier:
             >>> Classifier(threads=1).predict(["Stocks fell on Wall Street", "NASA probe lands on Titan"])
             ['Business', 'Sci/Tech']
         """
-        best = self.logits(texts, truncation=truncation).argmax(axis=-1)
-        if isinstance(texts, str):
-            return self._labels[int(best)]
-        return [self._labels[i] for i in best.tolist()]
+        blocks = self._computed(texts, truncation)
+        labels = [self._labels[i] for logits, _ in blocks for i in logits.argmax()]
+        return labels[0] if isinstance(texts, str) else labels
 
     def predict_iter(self, texts: Texts, *, batch_size: int = _BLOCK, truncation: bool = True) -> Iterator[str]:
         """The labels of a stream of any length, in bounded memory.
@@ -175,7 +173,7 @@ class Classifier:
         batch_size = as_integer_between("batch_size", batch_size, 1, 2**31)
         check_flag("truncation", truncation)
         blocks = self._blocks(self._several(texts), truncation, batch_size)
-        return (self._labels[i] for logits, _ in blocks for i in logits.argmax(axis=-1).tolist())
+        return (self._labels[i] for logits, _ in blocks for i in logits.argmax())
 
     def predict_proba(self, texts: str | Texts, *, truncation: bool = True) -> Floats:
         """The probability of every label: the softmax of `logits`.
@@ -194,6 +192,8 @@ class Classifier:
             >>> Classifier(threads=1).predict_proba(["Stocks fell on Wall Street"]).shape
             (1, 4)
         """
+        import numpy as np
+
         logits = self.logits(texts, truncation=truncation).astype(np.float64)
         exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
         probabilities: Floats = (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(np.float32)
@@ -217,7 +217,7 @@ class Classifier:
             >>> int(classifier.logits("Stocks fell on Wall Street").argmax()) == classifier.labels.index("Business")
             True
         """
-        return self._compute(texts, truncation, 0)
+        return self._array(texts, truncation, 0)
 
     def embed(self, texts: str | Texts, *, truncation: bool = True) -> Floats:
         """Sentence embeddings: the last hidden state of the first token ([CLS]), not normalised.
@@ -236,7 +236,7 @@ class Classifier:
             >>> Classifier(threads=1).embed(["one text", "another text"]).shape
             (2, 768)
         """
-        return self._compute(texts, truncation, 1)
+        return self._array(texts, truncation, 1)
 
     def logits_from_ids(self, ids: Sequence[Sequence[int]]) -> Floats:
         """`logits` of texts that are already tokenised.
@@ -255,11 +255,13 @@ class Classifier:
             >>> Classifier(threads=1).logits_from_ids([[101, 15768, 3062, 102]]).shape
             (1, 4)
         """
+        import numpy as np
+
         config = self._open().config
         if not isinstance(ids, (Sequence, np.ndarray)) or isinstance(ids, (str, bytes, bytearray)):
             raise TypeError(f"ids: expected a sequence of sequences of int, got {type(ids).__name__}")
         texts = [_token_ids(text, f"ids[{i}]", config) for i, text in enumerate(ids)]
-        return self._concatenated([logits for logits, _ in self._run(texts, _BLOCK)], "labels")
+        return self._concatenated([np.asarray(logits) for logits, _ in self._run(texts, _BLOCK)], "labels")
 
     def __call__(self, texts: str | Texts, *, truncation: bool = True) -> list[dict[str, str | float]]:
         """Label and probability of each text, as a Hugging Face text-classification pipeline gives them.
@@ -278,6 +280,8 @@ class Classifier:
             >>> Classifier(threads=1)("Stocks fell on Wall Street")[0]["label"]
             'Business'
         """
+        import numpy as np
+
         probabilities = np.atleast_2d(self.predict_proba(texts, truncation=truncation))
         best = probabilities.argmax(axis=-1).tolist()
         return [{"label": self._labels[i], "score": float(row[i])} for i, row in zip(best, probabilities, strict=True)]
@@ -322,24 +326,33 @@ class Classifier:
             raise TypeError(f"texts: expected one dimension, got {type(texts).__name__} of {dimensions}")
         return texts
 
-    def _compute(self, texts: str | Texts, truncation: bool, output: int) -> Floats:
+    def _computed(self, texts: str | Texts, truncation: bool) -> Iterator[tuple[Matrix, Matrix]]:
+        """Logits and first-token states: one row for one text, some rows at a time for several."""
         check_flag("truncation", truncation)
         if isinstance(texts, str):
-            (block,) = self._run([self._encode(texts, "text", truncation)], 1)
-            row: Floats = block[output][0]
+            return self._run([self._encode(texts, "text", truncation)], 1)
+        return self._blocks(self._several(texts), truncation, _BLOCK)
+
+    def _array(self, texts: str | Texts, truncation: bool, output: int) -> Floats:
+        import numpy as np
+
+        blocks: list[Floats] = [np.asarray(block[output]) for block in self._computed(texts, truncation)]
+        if isinstance(texts, str):
+            row: Floats = blocks[0][0]
             return row
-        blocks = self._blocks(self._several(texts), truncation, _BLOCK)
-        return self._concatenated([block[output] for block in blocks], ("labels", "hidden")[output])
+        return self._concatenated(blocks, ("labels", "hidden")[output])
 
     def _concatenated(self, blocks: list[Floats], columns: str) -> Floats:
+        import numpy as np
+
         # Not from the model, which may have been closed meanwhile.
         return np.concatenate([np.zeros((0, self._columns[columns]), np.float32), *blocks])
 
-    def _blocks(self, texts: Texts, truncation: bool, size: int) -> Iterator[tuple[Floats, Floats]]:
+    def _blocks(self, texts: Texts, truncation: bool, size: int) -> Iterator[tuple[Matrix, Matrix]]:
         """Logits and first-token states of at most ``size`` texts at a time."""
         return self._run((self._encode(text, f"texts[{i}]", truncation) for i, text in enumerate(texts)), size)
 
-    def _run(self, texts: Iterable[list[int]], size: int) -> Iterator[tuple[Floats, Floats]]:
+    def _run(self, texts: Iterable[list[int]], size: int) -> Iterator[tuple[Matrix, Matrix]]:
         """Logits and first-token states of at most ``size`` texts at a time, and of all before one that fails."""
         engine = self._open().engine
         remaining = iter(texts)
@@ -357,7 +370,9 @@ class Classifier:
                 failure = error
             if ids:
                 logits, first_token = engine.run(*pack_ids(ids))
-                yield _checked(logits), first_token
+                if not logits.all_finite():
+                    raise ValueError("the model's output is not finite: its weights lead to values beyond float32")
+                yield logits, first_token
             elif failure is None:
                 return
         raise failure
@@ -381,13 +396,18 @@ class Classifier:
         return ids
 
 
-def _checked(values: Floats) -> Floats:
-    if not np.isfinite(values).all():
-        raise ValueError("the model's output is not finite: its weights lead to values beyond float32")
-    return values
+def _load_checkpoint(folder: Path, threads: int) -> LoadedModel:
+    import tempfile
+
+    from agnews_fast.quantization import quantize
+
+    with tempfile.TemporaryDirectory() as temporary:  # the mapping outlives the file's name
+        return load(quantize(folder, Path(temporary) / "model.safetensors"), threads=threads)
 
 
 def _token_ids(text: object, where: str, config: Mapping[str, Any]) -> list[int]:
+    import numpy as np
+
     if isinstance(text, np.ndarray):
         text = text.tolist()
     if not isinstance(text, Sequence) or isinstance(text, (str, bytes, bytearray)):

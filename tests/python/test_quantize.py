@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import os
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from agnews_fast import Classifier, ModelError, quantize
+from agnews_fast import Classifier, ModelError, quantization, quantize
 from reference.bits import assert_same_bits
 from reference.checkpoint import copy_checkpoint, encode, read_tensors, write_tensors
 from reference.model_file import ALIGNMENT, ModelFile
@@ -26,8 +25,6 @@ from reference.process import run_python
 from reference.random_checkpoint import make_checkpoint
 from safetensors import safe_open
 from tokenizers import Tokenizer
-
-quantiser = importlib.import_module("agnews_fast.quantize")  # the package's attribute of this name is the function
 
 TEXTS = ["Oil prices soar to all-time record", "a", "", "Red Sox beat the Yankees in extra innings to stay alive " * 20]
 
@@ -209,7 +206,7 @@ def test_lowering_is_the_best_there_is() -> None:
     limit = 6
     choices = np.array([c for c in itertools.product(range(limit + 1), repeat=4) if sum(c) <= limit])
     wanted = rng.uniform(-2, 5, (300, 4)).astype(np.float32)
-    lowered, error = quantiser._lower(wanted, limit)
+    lowered, error = quantization._lower(wanted, limit)
     assert (lowered >= 0).all()
     assert (lowered.sum(axis=1) <= limit).all()
     positive = wanted > 0
@@ -230,7 +227,7 @@ def test_fitted_weights_keep_to_the_bound_and_lose_little(levels: int, depth: in
     limit = 32767 // levels
     exact = np.random.default_rng(32).normal(0, spread, (6, 64)).astype(np.float32)
     exact[0, 5], exact[1, 7], exact[2, :32] = 900, -900, 126
-    dense, integers = quantiser._fit(exact, limit, depth)
+    dense, integers = quantization._fit(exact, limit, depth)
     assert np.abs(dense).max() <= 127
     kept = 0
     for row, rounded in zip(dense.tolist(), np.rint(exact).astype(int).tolist(), strict=True):
@@ -320,7 +317,7 @@ def test_out_that_cannot_be_written_is_noticed_before_the_work(
     def work(*_: object) -> None:
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr(quantiser, "_unquantised_tensors", work)
+    monkeypatch.setattr(quantization, "_unquantised_tensors", work)
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
     for name, error in (

@@ -31,16 +31,8 @@ from tokenizers import Tokenizer
 from agnews_fast._core import ModelError
 from agnews_fast.arguments import as_integer, as_path
 from agnews_fast.engine import load, pack_ids
-from agnews_fast.model_file import (
-    Header,
-    check_writable,
-    open_regular,
-    parse_json,
-    read_float_tensor,
-    read_header,
-    read_regular,
-    write_model,
-)
+from agnews_fast.model_file import Header, open_regular, parse_json, read_header, read_regular
+from agnews_fast.tensors import check_writable, read_float_tensor, write_model
 from agnews_fast.tokenizer import TextEncoder, read_tokenizer
 
 _PANEL = 16  # as in csrc/kernels/kernels.h
@@ -562,4 +554,4 @@ def _channel_maxima(model: Path, special: list[int]) -> list[Floats]:
     numbers = np.arange(1, _CALIBRATION_TEXTS * body + 1, dtype=np.uint64) * np.uint64(2654435761) % np.uint64(2**32)
     tokens = (numbers * np.uint64(vocabulary) >> np.uint64(32)).reshape(_CALIBRATION_TEXTS, body).tolist()
     texts = [(special[:1] + text + special[1:])[:positions] or [0] for text in tokens]
-    return loaded.engine.channel_maxima(*pack_ids(texts))
+    return [np.asarray(row)[0] for row in loaded.engine.channel_maxima(*pack_ids(texts))]
