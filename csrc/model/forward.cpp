@@ -41,7 +41,7 @@ void Forward::embed(const Batch& batch, const Member& member) {
   }
   float* x = ws_.tokens.hidden.data() + rows.begin * hidden;
   kernels_.layer_norm(x, nullptr, hidden, rows.end - rows.begin, model_.config.hidden, norm.gamma, norm.beta,
-                      model_.config.layer_norm_epsilon, x);
+                      model_.config.layer_norm_epsilon, x, ws_.embedding_rstd.data() + rows.begin);
 }
 
 void Forward::after_attention(const EncoderLayer& layer, const Member& member, Rows& x) {
@@ -110,7 +110,7 @@ void Forward::add_norm(const LayerNorm& norm, const Member& member, Rows& x) {
   const Range rows = row_tiles(member, x.rows);
   float* residual = x.hidden.data() + rows.begin * hidden;
   kernels_.layer_norm(x.projected.data() + rows.begin * hidden, residual, hidden, rows.end - rows.begin,
-                      model_.config.hidden, norm.gamma, norm.beta, model_.config.layer_norm_epsilon, residual);
+                      model_.config.hidden, norm.gamma, norm.beta, model_.config.layer_norm_epsilon, residual, nullptr);
 }
 
 void Forward::head(const Batch& batch, const Member& member, float* logits, float* first_token) {
