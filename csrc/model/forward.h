@@ -25,6 +25,10 @@ class Forward {
   void embed(const Batch& batch, const Member& member);
   // forward_attention.cpp: both leave the context in the place of q, of every token or of the first ones.
   void attention(const Linear& qkv, const Batch& batch, const Member& member);
+  void first_projection(const Linear& qkv, const Batch& batch, const Member& member);
+  void find_computed_rows(const Batch& batch);
+  void gather_computed_rows(Range rows, float* gathered);
+  void look_up(const Batch& batch, Range columns);
   void last_attention(const Batch& batch, const Member& member);
   void take_firsts(const Batch& batch, const Member& member);
   void attend(const Batch& batch, std::int64_t text, std::int64_t head, Workspace::Attention& scratch);

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from agnews_fast._core import ModelError
 
 FORMAT = "agnews_fast"
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "3"
 ALIGNMENT = 64
 
 _MAX_HEADER = 16 << 20  # bytes: a vocabulary of 100,000 words takes 3 MB
@@ -174,8 +174,8 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> Tensor:
 def read_model_header(path: Path, file: BinaryIO) -> Header:
     """`read_header` for a file that must be a quantised model of this package, with its checksum verified.
 
-    The checksum covers the header and all tensors but the int8 matrices, which the core checks against their column
-    sums as it proves that they cannot overflow.
+    The checksum covers the header and all tensors but the layers' int8 matrices, which the core checks against the sums
+    of their columns as it proves that they cannot overflow, or of their rows.
 
     Raises:
         ModelError: as `read_header`, and for another format, another version or a wrong checksum.
@@ -219,6 +219,10 @@ def _checksum(metadata: Mapping[str, str], entries: Mapping[str, Any], tensors: 
     return f"{value:08x}"
 
 
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).data.cast("B")  # flat: no view of two dimensions may be empty
+
+
 def check_writable(out: Path) -> None:
     """See to it, before the work is done, that `write_model` can write there.
 
@@ -254,7 +258,7 @@ def write_model(out: Path, metadata: Mapping[str, str], tensors: Mapping[str, ND
         entries[name] = _entry(names[array.dtype], array.shape, position, position + array.nbytes)
         position += array.nbytes
     described = {"format": FORMAT, "format_version": FORMAT_VERSION, **metadata}
-    parts = ((name, np.ascontiguousarray(array).data.cast("B")) for name, array in tensors.items())
+    parts = ((name, _bytes(array)) for name, array in tensors.items())
     described["checksum"] = _checksum(described, entries, parts)
     header = _header_json(described, entries)
     header += b" " * (-(8 + len(header)) % ALIGNMENT)
@@ -264,7 +268,7 @@ def write_model(out: Path, metadata: Mapping[str, str], tensors: Mapping[str, ND
             file.write(struct.pack("<Q", len(header)))
             file.write(header)
             for _, array in sorted(tensors.items()):
-                file.write(np.ascontiguousarray(array).data.cast("B"))
+                file.write(_bytes(array))
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(target)
