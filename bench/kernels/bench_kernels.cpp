@@ -192,11 +192,15 @@ void add_row_cases(const Kernels& kernels, std::vector<Case>& cases) {
   auto y = buffer<float>(6 * 768, uniform), gamma = buffer<float>(768, uniform);
   cases.push_back({kernels.name, "layer_norm", "6 x 768", "float", 6 * 768.0, [=, &kernels] {
                      kernels.layer_norm(x->data(), residual->data(), 768, 6, 768, gamma->data(), gamma->data(), 1e-12f,
-                                        y->data());
+                                        y->data(), nullptr);
                    }});
   auto word = buffer<std::int8_t>(768, [] { return static_cast<std::int8_t>(random_bits()); });
   cases.push_back({kernels.name, "embed", "768", "float", 768.0,
                    [=, &kernels] { kernels.embed(word->data(), 0.01f, x->data(), 768, y->data()); }});
+  cases.push_back({kernels.name, "project_embed", "768", "float", 768.0, [=, &kernels] {
+                     kernels.project_embedding(word->data(), 0.01f, word->data(), 0.01f, 10.0f, x->data(), 768,
+                                               y->data());
+                   }});
   for (const std::int64_t tokens : {std::int64_t{53}, std::int64_t{512}}) {
     const std::int64_t rows = std::min<std::int64_t>(48, tokens), padded = (tokens + kLanes - 1) / kLanes * kLanes;
     auto original = buffer<float>(rows * padded, uniform), scores = buffer<float>(rows * padded, uniform);

@@ -110,12 +110,18 @@ struct Kernels {
   // For each of `rows` rows: out = (v - mean) * rstd * gamma + beta with v = x + residual (v = x where residual is null),
   // over `columns` values: mean = lane tree / columns; var = lane tree of fma(d, d, lane) / columns with d = v - mean;
   // rstd = 1 / sqrt(var + epsilon); out = fma(d * rstd, gamma, beta). gamma and beta are zero-padded. x, residual and
-  // out have rows `stride` apart; out may be x or residual.
+  // out have rows `stride` apart; out may be x or residual. rstds (rows) receives each row's rstd; it may be null.
   void (*layer_norm)(const float* x, const float* residual, std::int64_t stride, std::int64_t rows,
-                     std::int64_t columns, const float* gamma, const float* beta, float epsilon, float* out);
+                     std::int64_t columns, const float* gamma, const float* beta, float epsilon, float* out,
+                     float* rstds);
 
   // out[c] = fma(float(word[c]), word_scale, position[c]); columns is a multiple of kLanes.
   void (*embed)(const std::int8_t* word, float word_scale, const float* position, std::int64_t columns, float* out);
+
+  // out[c] = fma(fma(float(word[c]), word_scale, float(position[c]) * position_scale), rstd, bias[c]); columns is a
+  // multiple of kLanes, word and position start on 16-byte boundaries.
+  void (*project_embedding)(const std::int8_t* word, float word_scale, const std::int8_t* position,
+                            float position_scale, float rstd, const float* bias, std::int64_t columns, float* out);
 
   // In place over the n scores of each of `rows` rows: exp(score - max); the padding up to a multiple of kLanes becomes
   // 0. inverse_sum[row] = 1 / lane tree.

@@ -6,13 +6,6 @@
 
 namespace agnews_fast {
 
-namespace {
-
-// Panels of a product that a member of a team takes at a time: a multiple of the 4 that AVX-512 computes together.
-constexpr std::int64_t kDealtPanels = 4;
-
-}  // namespace
-
 Range row_tiles(const Member& member, std::int64_t rows) {
   const Range tiles = member.share((rows + kRowTile - 1) / kRowTile);
   return {tiles.begin * kRowTile, std::min(tiles.end * kRowTile, rows)};
@@ -48,7 +41,7 @@ void Forward::embed(const Batch& batch, const Member& member) {
   }
   float* x = ws_.tokens.hidden.data() + rows.begin * hidden;
   kernels_.layer_norm(x, nullptr, hidden, rows.end - rows.begin, model_.config.hidden, norm.gamma, norm.beta,
-                      model_.config.layer_norm_epsilon, x);
+                      model_.config.layer_norm_epsilon, x, ws_.embedding_rstd.data() + rows.begin);
 }
 
 void Forward::after_attention(const EncoderLayer& layer, const Member& member, Rows& x) {
@@ -118,7 +111,7 @@ void Forward::add_norm(const LayerNorm& norm, const Member& member, Rows& x) {
   const Range rows = row_tiles(member, x.rows);
   float* residual = x.hidden.data() + rows.begin * hidden;
   kernels_.layer_norm(x.projected.data() + rows.begin * hidden, residual, hidden, rows.end - rows.begin,
-                      model_.config.hidden, norm.gamma, norm.beta, model_.config.layer_norm_epsilon, residual);
+                      model_.config.hidden, norm.gamma, norm.beta, model_.config.layer_norm_epsilon, residual, nullptr);
 }
 
 void Forward::head(const Batch& batch, const Member& member, float* logits, float* first_token) {

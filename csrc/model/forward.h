@@ -12,6 +12,9 @@
 
 namespace agnews_fast {
 
+// Panels of a product that a member of a team takes at a time: a multiple of the 4 that AVX-512 computes together.
+inline constexpr std::int64_t kDealtPanels = 4;
+
 class Forward {
  public:
   Forward(const Model& model, const Kernels& kernels, Workspace& workspace, Observer observer = {})
@@ -25,6 +28,11 @@ class Forward {
   void embed(const Batch& batch, const Member& member);
   // forward_attention.cpp: both leave the context in the place of q, of every token or of the first ones.
   void attention(const Linear& qkv, const Batch& batch, const Member& member);
+  void first_projection(const Linear& qkv, const Batch& batch, const Member& member);
+  void find_computed_rows(const Batch& batch);
+  void gather_computed_rows(Range rows, float* gathered);
+  void move_computed_rows(Range columns);
+  void look_up(const Batch& batch, Range columns);
   void last_attention(const Batch& batch, const Member& member);
   void take_firsts(const Batch& batch, const Member& member);
   void attend(const Batch& batch, std::int64_t text, std::int64_t head, Workspace::Attention& scratch);

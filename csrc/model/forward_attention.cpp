@@ -9,9 +9,13 @@ namespace agnews_fast {
 void Forward::attention(const Linear& qkv, const Batch& batch, const Member& member) {
   Rows& tokens = ws_.tokens;
   const std::int64_t heads = model_.config.heads;
-  quantize_hidden(tokens, qkv, member);
-  project(Stage::kQkv, qkv, tokens.quantized.view(tokens.rows, qkv.input.k), member, panels_of(qkv), Activation::kNone,
-          tokens.qkv.data(), model_.config.qkv_stride());
+  if (&qkv == &model_.layers.front().qkv) {
+    first_projection(qkv, batch, member);
+  } else {
+    quantize_hidden(tokens, qkv, member);
+    project(Stage::kQkv, qkv, tokens.quantized.view(tokens.rows, qkv.input.k), member, panels_of(qkv),
+            Activation::kNone, tokens.qkv.data(), model_.config.qkv_stride());
+  }
   member.barrier();
   member.deal(batch.texts * heads, 1, [&](Range items) {
     for (std::int64_t item = items.begin; item < items.end; ++item) {
@@ -19,6 +23,82 @@ void Forward::attention(const Linear& qkv, const Batch& batch, const Member& mem
     }
   });
   member.barrier();
+}
+
+// Of the first layer: frequent words' q, k and v are looked up; the rows of the others are gathered, multiplied, and
+// moved to their places, some columns of all rows at a time.
+void Forward::first_projection(const Linear& qkv, const Batch& batch, const Member& member) {
+  Rows& tokens = ws_.tokens;
+  if (member.rank == 0) find_computed_rows(batch);
+  member.barrier();
+  if (ws_.computed > 0) {
+    float* gathered = tokens.projected.data();  // (computed, padded hidden)
+    gather_computed_rows(row_tiles(member, ws_.computed), gathered);
+    quantize(gathered, model_.config.padded_hidden(), ws_.computed, qkv, member, tokens.quantized);
+    member.barrier();
+  }
+  const PackedRows x = tokens.quantized.view(ws_.computed, qkv.input.k);
+  const StageTimer timer(observer_, Stage::kQkv);
+  member.deal(panels_of(qkv).end, kDealtPanels, [&](Range panels) {
+    if (x.rows > 0) {
+      kernels_.gemm(x, qkv.weights, panels.begin, panels.end, Activation::kNone, tokens.qkv.data(),
+                    model_.config.qkv_stride());
+    }
+    const Range columns = {panels.begin * kPanel, panels.end * kPanel};
+    move_computed_rows(columns);
+    look_up(batch, columns);
+  });
+}
+
+void Forward::find_computed_rows(const Batch& batch) {
+  const std::int32_t* ids = batch.ids + batch.offsets[0];
+  ws_.computed = 0;
+  for (std::int64_t row = 0; row < batch.tokens(); ++row) {
+    if (model_.first_projection.row[ids[row]] < 0) ws_.computed_rows.data()[ws_.computed++] = row;
+  }
+}
+
+void Forward::gather_computed_rows(Range rows, float* gathered) {
+  const StageTimer timer(observer_, Stage::kQkv);
+  const std::int64_t hidden = model_.config.padded_hidden();
+  for (std::int64_t row = rows.begin; row < rows.end; ++row) {
+    std::memcpy(gathered + row * hidden, ws_.tokens.hidden.data() + ws_.computed_rows.data()[row] * hidden,
+                static_cast<std::size_t>(hidden) * sizeof(float));
+  }
+}
+
+void Forward::move_computed_rows(Range columns) {
+  const std::int64_t stride = model_.config.qkv_stride();
+  const std::int64_t* place = ws_.computed_rows.data();
+  float* from = ws_.tokens.qkv.data() + columns.begin;
+  // From the last on: a row's place is never before it, so that nothing is overwritten that has yet to move.
+  for (std::int64_t row = ws_.computed - 1; row >= 0 && place[row] != row; --row) {
+    std::memcpy(from + place[row] * stride, from + row * stride,
+                static_cast<std::size_t>(columns.end - columns.begin) * sizeof(float));
+  }
+}
+
+// Some columns of q, k and v of the words that first_projection has.
+void Forward::look_up(const Batch& batch, Range columns) {
+  const FirstProjection& first = model_.first_projection;
+  const std::int64_t context = model_.config.context();
+  for (std::int64_t text = 0; text < batch.texts; ++text) {
+    for (std::int64_t position = 0; position < batch.length(text); ++position) {
+      const std::int64_t token = batch.offsets[text] + position, row = token - batch.offsets[0];
+      const std::int64_t word = first.row[batch.ids[token]];
+      if (word < 0) continue;
+      for (std::int64_t part = 0; part < 3; ++part) {  // q, k, v
+        const std::int64_t begin = std::max(columns.begin, part * context);
+        const std::int64_t end = std::min(columns.end, (part + 1) * context);
+        if (begin >= end) continue;
+        kernels_.project_embedding(first.words.weight + word * 3 * context + begin, first.words.scale[3 * word + part],
+                                   first.positions.weight + position * 3 * context + begin,
+                                   first.positions.scale[3 * position + part], ws_.embedding_rstd.data()[row],
+                                   first.bias + begin, end - begin,
+                                   ws_.tokens.qkv.data() + row * model_.config.qkv_stride() + begin);
+      }
+    }
+  }
 }
 
 void Forward::attend(const Batch& batch, std::int64_t text, std::int64_t head, Workspace::Attention& scratch) {

@@ -68,6 +68,44 @@ Linear take_linear(TensorTable& tensors, const std::string& name, std::int64_t i
   return linear;
 }
 
+// `rows` rows of q, k and v, int8, which like the other matrices are checked against sums.
+ProjectedRows take_rows(TensorTable& tensors, const std::string& name, std::int64_t rows, std::int64_t columns) {
+  const ProjectedRows taken = {tensors.int8s(name + ".weight", {rows, columns}),
+                               tensors.floats(name + ".scale", {rows, 3})};
+  const std::int32_t* row_sum = tensors.int32s(name + ".row_sum", {rows});
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const std::int8_t* weight = taken.weight + row * columns;
+    std::int32_t sum = 0;
+    for (std::int64_t c = 0; c < columns; ++c) sum += weight[c];
+    if (sum != row_sum[row]) {
+      throw ModelError(name + ".weight, row " + std::to_string(row) + ": the numbers add up to " + std::to_string(sum) +
+                       ", but row_sum says " + std::to_string(row_sum[row]));
+    }
+  }
+  return taken;
+}
+
+FirstProjection take_first_projection(TensorTable& tensors, const Config& config) {
+  const std::string name = "layers.0.word_qkv";
+  const std::int64_t columns = 3 * config.context(), rows = tensors.length(name + ".row_sum");
+  const std::int64_t most = round_up(config.vocabulary, kLanes);
+  if (rows < 0 || rows > most) {
+    throw ModelError(name + ": expected at most " + std::to_string(most) + " rows, got " + std::to_string(rows));
+  }
+  FirstProjection first = {};
+  first.row = tensors.int32s(name + ".row", {most});
+  for (std::int64_t id = 0; id < most; ++id) {
+    if (first.row[id] < -1 || first.row[id] >= rows) {
+      throw ModelError(name + ".row[" + std::to_string(id) + "]: expected -1 to " + std::to_string(rows - 1) +
+                       ", got " + std::to_string(first.row[id]));
+    }
+  }
+  first.words = take_rows(tensors, name, rows, columns);
+  first.positions = take_rows(tensors, "layers.0.position_qkv", round_up(config.positions, kLanes), columns);
+  first.bias = tensors.floats(name + ".bias", {columns});
+  return first;
+}
+
 }  // namespace
 
 void Config::check() const {
@@ -104,6 +142,7 @@ Model::Model(const Config& sizes, TensorTable& tensors) : config(sizes) {
   word_scale = tensors.floats("embeddings.word_scale", {round_up(config.vocabulary, kLanes)});
   position = tensors.floats("embeddings.position", {config.positions, hidden});
   embedding_norm = take_norm(tensors, "embeddings.norm", hidden);
+  first_projection = config.layers > 1 ? take_first_projection(tensors, config) : FirstProjection{};
   std::size_t index = 0;
   for (std::int64_t i = 0; i < config.layers; ++i) {
     const std::string name = "layers." + std::to_string(i) + ".";

@@ -45,6 +45,22 @@ struct Linear {
   std::size_t index;  // its place in Model::linears()
 };
 
+// Rows of q, k and v that were computed when the model was made: weight * the scale of q, k or v.
+struct ProjectedRows {
+  const std::int8_t* weight;  // (rows, 3 x context)
+  const float* scale;         // (rows, 3)
+};
+
+// The first layer's q, k and v of frequent words, which need no matrix product. Its input is a LayerNorm of word +
+// position, so that with the matrix A (its columns times gamma, then less their mean: the LayerNorm's mean goes away)
+//   q, k, v = rstd * (A word + A position) + bias,   bias with what beta adds.
+struct FirstProjection {
+  const std::int32_t* row;  // (vocabulary): where a word is among `words`, or -1: not there
+  ProjectedRows words;      // A word
+  ProjectedRows positions;  // A position
+  const float* bias;        // (3 x context)
+};
+
 struct LayerNorm {
   const float* gamma;  // (padded hidden)
   const float* beta;   // (padded hidden)
@@ -78,6 +94,7 @@ struct Model {
   const float* word_scale;  // (vocabulary)
   const float* position;    // (positions, padded hidden)
   LayerNorm embedding_norm;
+  FirstProjection first_projection;  // unless the first layer is the last: that has no qkv
   std::vector<EncoderLayer> layers;
   FirstTokenAttention last_attention;
   const float* pre_classifier;       // (padded hidden / 16, hidden, 16): [out / 16][in][16 outs]

@@ -35,6 +35,8 @@ void Workspace::grow(const Model& model, const Batch& batch, int members) {
   firsts.grow(model, batch.texts);
   inner.grow(size(inner_rows * config.padded_ffn()));
   inner_quantized.grow(inner_rows, model.ffn_k);
+  embedding_rstd.grow(size(batch.tokens()));
+  computed_rows.grow(size(batch.tokens()));
   by_head.grow(size(block * config.heads * config.padded_hidden()));
   pooled.grow(size(batch.texts * config.padded_hidden()));
   logits.grow(size(batch.texts * config.padded_labels()));

@@ -46,11 +46,14 @@ struct Workspace {
   Rows tokens;  // every token
   Rows firsts;  // the first token of each text, which is all that the last layer computes
   // One block of the feed-forward network, sized to stay in the second-level cache.
-  AlignedBuffer<float> inner;     // (kFfnRows, padded ffn)
-  QuantizedRows inner_quantized;  // (kFfnRows)
-  AlignedBuffer<float> by_head;   // (kTextBlock, heads, padded hidden): see Forward::last_attention
-  AlignedBuffer<float> pooled;    // (texts, padded hidden)
-  AlignedBuffer<float> logits;    // (texts, padded labels)
+  AlignedBuffer<float> inner;                 // (kFfnRows, padded ffn)
+  QuantizedRows inner_quantized;              // (kFfnRows)
+  AlignedBuffer<float> embedding_rstd;        // (tokens): what the LayerNorm of the embeddings multiplied by
+  AlignedBuffer<std::int64_t> computed_rows;  // (tokens): the rows that Model::first_projection lacks, of which there
+  std::int64_t computed = 0;                  // are so many
+  AlignedBuffer<float> by_head;               // (kTextBlock, heads, padded hidden): see Forward::last_attention
+  AlignedBuffer<float> pooled;                // (texts, padded hidden)
+  AlignedBuffer<float> logits;                // (texts, padded labels)
 
   struct Attention {
     // One head of one text, as operands of 16-bit products.

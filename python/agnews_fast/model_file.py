@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 from agnews_fast._core import ModelError
 
 FORMAT = "agnews_fast"
-FORMAT_VERSION = "2"
+FORMAT_VERSION = "3"
 ALIGNMENT = 64
 
 _MAX_HEADER = 16 << 20  # bytes: a vocabulary of 100,000 words takes 3 MB
@@ -168,8 +168,8 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> Tensor:
 def read_model_header(path: Path, file: BinaryIO) -> Header:
     """`read_header` for a file that must be a quantised model of this package, with its checksum verified.
 
-    The checksum covers the header and all tensors but the int8 matrices, which the core checks against their column
-    sums as it proves that they cannot overflow.
+    The checksum covers the header and all tensors but the layers' int8 matrices, which the core checks against the sums
+    of their columns as it proves that they cannot overflow, or of their rows.
 
     Raises:
         ModelError: as `read_header`, and for another format, another version or a wrong checksum.

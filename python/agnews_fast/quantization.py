@@ -10,7 +10,8 @@ The scheme (why, and what it costs and gives, is in csrc/README.md):
 * a few input channels are far larger than the rest and would set the scale of the whole activation row. Such a channel
   is divided by d and stands in d places of the row, whose weights add up to d times its own (the outlier channel
   splitting of Zhao et al. 2019, arXiv:1901.09504). Which channels, the quantised model itself tells, run over
-  pseudo-random tokens.
+  pseudo-random tokens;
+* the first layer's queries, keys and values of frequent words are computed here, so that they need only be looked up.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ _RMS_RANGE = 7.5  # a weight of so many root mean squares becomes 127
 # A window that overflows is lowered to fit while this sum of squares, in steps, is not exceeded; else its largest
 # weight becomes an outlier.
 _LARGEST_ERROR = 150.0
+_PROJECTED_WORDS = 6000  # whose first queries, keys and values are kept, at 2.3 KB each
+_UNUSED_TOKEN = re.compile(r"\[unused\d+\]")
 _SPLIT_SLOTS = 32  # places added to a row for split channels
 _CALIBRATION_TEXTS = 64
 _CALIBRATION_TOKENS = 64
@@ -113,8 +116,11 @@ def quantize(
     tensors = _unquantised_tensors(source)
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder) / "unsplit.safetensors"
-        write_model(first, metadata, tensors | _quantised_tensors(source, config, maxima=None))
+        # With no words' projections, so that the first layer's maxima are those of all tokens.
+        unsplit = _first_projection(source, []) | _quantised_tensors(source, config, maxima=None)
+        write_model(first, metadata, tensors | unsplit)
         maxima = _channel_maxima(first, source.special)
+    tensors |= _first_projection(source, _frequent_words(source.vocabulary))
     write_model(out, metadata, tensors | _quantised_tensors(source, config, maxima))
     return out
 
@@ -161,7 +167,8 @@ class Checkpoint:
         except ValueError as error:
             positions = described["max_position_embeddings"]
             raise ModelError(f"{folder}: the tokenizer does not fit {positions} positions ({error})") from None
-        largest = max([*Tokenizer.from_str(self.tokenizer).get_vocab().values(), *self.special], default=-1)
+        self.vocabulary = Tokenizer.from_str(self.tokenizer).get_vocab()
+        largest = max([*self.vocabulary.values(), *self.special], default=-1)
         if largest >= described["vocab_size"]:
             raise ModelError(
                 f"{folder}: the tokenizer gives ids up to {largest}, the model has {described['vocab_size']} embeddings"
@@ -380,6 +387,68 @@ def _encoder_matrix(source: Checkpoint, layer: int, name: str) -> tuple[Floats, 
         return _pad(weight, (padded_ffn, padded_hidden)), _pad(bias, (padded_ffn,))
     weight, bias = source.linear(f"{prefix}.ffn.lin2", hidden, config["ffn"])
     return _pad(weight, (padded_hidden, padded_ffn)), _pad(bias, (padded_hidden,))
+
+
+def _frequent_words(vocabulary: Mapping[str, int]) -> list[int]:
+    """Whose first projections are kept: BERT's vocabularies begin with the frequent words, but for unused ids."""
+    used = sorted(number for token, number in vocabulary.items() if _UNUSED_TOKEN.fullmatch(token) is None)
+    return used[:_PROJECTED_WORDS]
+
+
+def _first_projection(source: Checkpoint, words: list[int]) -> dict[str, NDArray[Any]]:
+    """The first layer's q, k and v of these words and of all positions: FirstProjection in csrc/model/model.h.
+
+    A LayerNorm of word + position comes before the matrix A, so that
+
+        q, k, v = A ((word + position - mean) * rstd * gamma + beta) + bias
+                = rstd * (C word + C position) + (A beta + bias)
+
+    where C is A gamma less the mean of each of its rows. The words are the checkpoint's, before they become int8.
+    """
+    config: Mapping[str, Any] = source.config
+    if config["layers"] == 1:  # the only layer is the last, which has no qkv
+        return {}
+    hidden = config["hidden"]
+    weight, bias = _encoder_matrix(source, 0, "qkv")
+    gamma, beta = (source.tensor(f"distilbert.embeddings.LayerNorm.{part}", (hidden,)) for part in ("weight", "bias"))
+    matrix = weight[:, :hidden].astype(np.float64)
+    integers, unit = _fixed_point(matrix * gamma)  # of which any order of adding gives the same sums
+    centred = (integers - integers.sum(axis=1, keepdims=True) / hidden) * unit
+    numbers = np.full(_round_up(config["vocabulary"], _PANEL), -1, np.int32)
+    numbers[words] = np.arange(len(words))
+    word = source.tensor("distilbert.embeddings.word_embeddings.weight", (config["vocabulary"], hidden))[words]
+    position = source.tensor("distilbert.embeddings.position_embeddings.weight", (config["positions"], hidden))
+    tensors = {"layers.0.word_qkv.row": numbers}
+    tensors["layers.0.word_qkv.bias"] = (_product(beta[None], matrix)[0] + bias).astype(np.float32)
+    for name, rows in (("word_qkv", word), ("position_qkv", position)):
+        for part, array in _quantise_rows(_product(rows, centred)).items():
+            tensors[f"layers.0.{name}.{part}"] = array
+    return tensors
+
+
+def _quantise_rows(qkv: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    """Rows of q, k and v in int8, each of the three with its own scale."""
+    rows, columns = qkv.shape
+    parts = _pad(qkv, (_round_up(rows, _PANEL), columns)).reshape(-1, 3, columns // 3)
+    scale = (np.abs(parts).max(axis=2) / 127).astype(np.float32)
+    scale[scale == 0] = 1
+    integers = np.clip(np.rint(parts / scale[:, :, None]), -127, 127).astype(np.int8).reshape(-1, columns)
+    return {"weight": integers, "scale": scale, "row_sum": integers.sum(axis=1, dtype=np.int32)}
+
+
+def _product(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
+    """The product of x (rows, k) and y (columns, k) in fixed point: exact, so that any BLAS gives the same bits."""
+    (x, x_unit), (y, y_unit) = _fixed_point(x), _fixed_point(y)
+    product: NDArray[np.float64] = x @ y.T * (x_unit * y_unit)
+    return product
+
+
+def _fixed_point(x: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
+    """Integers for the values of x (rows, k), so small that sums of k products are exact, and their unit."""
+    bits = (53 - x.shape[1].bit_length()) // 2
+    _, exponent = np.frexp(np.abs(x).max(initial=0))
+    unit = float(np.ldexp(1.0, int(exponent) - bits))
+    return np.rint(x.astype(np.float64) / unit), unit
 
 
 Splits = tuple[Integers, Floats]  # channels that the added slots repeat; 1 / divisor of every channel

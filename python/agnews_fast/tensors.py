@@ -50,6 +50,10 @@ def check_writable(out: Path) -> None:
         raise OSError(error.errno, error.strerror, os.fspath(out)) from None
 
 
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).data.cast("B")  # flat: no view of two dimensions may be empty
+
+
 def write_model(out: Path, metadata: Mapping[str, str], tensors: Mapping[str, NDArray[Any]]) -> None:
     """Write a model file. The same arguments give the same bytes; a reader never sees half a file.
 
@@ -67,7 +71,7 @@ def write_model(out: Path, metadata: Mapping[str, str], tensors: Mapping[str, ND
         entries[name] = header_entry(names[array.dtype], array.shape, position, position + array.nbytes)
         position += array.nbytes
     described = {"format": FORMAT, "format_version": FORMAT_VERSION, **metadata}
-    parts = ((name, np.ascontiguousarray(array).data.cast("B")) for name, array in tensors.items())
+    parts = ((name, _bytes(array)) for name, array in tensors.items())
     described["checksum"] = checksum_of(header_json(described, entries), parts)
     header = header_json(described, entries)
     header += b" " * (-(8 + len(header)) % ALIGNMENT)
@@ -77,7 +81,7 @@ def write_model(out: Path, metadata: Mapping[str, str], tensors: Mapping[str, ND
             file.write(struct.pack("<Q", len(header)))
             file.write(header)
             for _, array in sorted(tensors.items()):
-                file.write(np.ascontiguousarray(array).data.cast("B"))
+                file.write(_bytes(array))
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(target)

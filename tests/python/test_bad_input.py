@@ -663,9 +663,10 @@ def test_misaligned(model: ModelFile, tmp_path: Path) -> None:
 
 
 def test_changed_bytes(model: ModelFile, tmp_path: Path) -> None:
-    """One bit anywhere in the tensors: found by the checksum or by the column sums."""
+    """One bit anywhere in the tensors, and in each of them: found by the checksum or by the sums."""
     rng = np.random.default_rng(11)
-    for number, position in enumerate(rng.integers(0, len(model.payload), 60)):
+    inside = [rng.integers(*entry["data_offsets"]) for entry in model.tensors.values() if 0 not in entry["shape"]]
+    for number, position in enumerate([*rng.integers(0, len(model.payload), 60), *inside]):
         damaged = ModelFile(model.header, bytearray(model.payload))
         damaged.payload[position] ^= 1 << int(rng.integers(8))
         refuse(damaged.write(tmp_path / f"{number}.safetensors"))
@@ -673,7 +674,7 @@ def test_changed_bytes(model: ModelFile, tmp_path: Path) -> None:
 
 def matrices(model: ModelFile) -> list[str]:
     """The packed int8 matrices: panels of 16 columns, groups of 4 inputs."""
-    names = [name for name, entry in model.tensors.items() if entry["dtype"] == "I8" and "embedding" not in name]
+    names = [name for name, entry in model.tensors.items() if entry["dtype"] == "I8" and len(entry["shape"]) == 4]
     assert len(names) >= 8
     return names
 
@@ -705,6 +706,30 @@ def test_overflow_bound_itself(model: ModelFile, tmp_path: Path, value: int, acc
                 assert np.isfinite(classifier.logits(["a text"])).all()
         else:
             refuse(path, re.escape(name.rpartition(".")[0]))
+
+
+@pytest.mark.parametrize("name", ["word_qkv", "position_qkv"])
+def test_first_projections_are_checked_against_their_sums(model: ModelFile, tmp_path: Path, name: str) -> None:
+    for number, part in enumerate(("weight", "row_sum")):
+        damaged = ModelFile(json.loads(json.dumps(model.header)), bytearray(model.payload))
+        damaged.tensor(f"layers.0.{name}.{part}").reshape(-1)[-1] += 1
+        refuse(damaged.seal().write(tmp_path / f"{number}.safetensors"), rf"layers\.0\.{name}\.weight, row")
+
+
+@pytest.mark.parametrize(("value", "accepted"), [(-1, True), (0, True), (-2, False), (512, False), (2**31 - 1, False)])
+def test_words_with_no_first_projection_and_beyond_them(
+    model: ModelFile, tmp_path: Path, value: int, accepted: bool
+) -> None:
+    """Of 500 words, padded to 512, in any place."""
+    for place in (0, 250, -1):
+        damaged = ModelFile(json.loads(json.dumps(model.header)), bytearray(model.payload))
+        damaged.tensor("layers.0.word_qkv.row")[place] = value
+        path = damaged.seal().write(tmp_path / f"{place}.safetensors")
+        if accepted:
+            with Classifier(path, threads=1) as classifier:
+                assert np.isfinite(classifier.logits(["a text"])).all()
+        else:
+            refuse(path, r"layers\.0\.word_qkv\.row\[\d+\]: expected -1 to 511, got ")
 
 
 def test_values_that_are_not_finite(model: ModelFile, tmp_path: Path) -> None:

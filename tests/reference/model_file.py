@@ -46,7 +46,7 @@ class ModelFile:
     def seal(self) -> ModelFile:
         """Make the checksum right again, so that what a test damaged is met by the check behind it.
 
-        It covers the header, and every tensor but the int8 matrices, which are checked against their column sums.
+        It covers the header, and every tensor but the layers' int8 matrices, which are checked against their sums.
         """
         described = {key: text for key, text in self.metadata.items() if key != "checksum"}
         header = json.dumps({"__metadata__": described, **self.tensors}, sort_keys=True, ensure_ascii=False)

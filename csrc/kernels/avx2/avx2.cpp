@@ -114,8 +114,8 @@ void gemm(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin,
 
 extern const Kernels kAvx2Kernels;
 const Kernels kAvx2Kernels = {
-    "avx2",    cpu_has_avx2, gemm,         quantize_tile, layer_norm,  embed,       softmax,
-    transpose, gemm_f32,     quantize_s16, gemm_s16s32,   gemm_s16f32, softmax_s16,
+    "avx2",  cpu_has_avx2, gemm,     quantize_tile, layer_norm,  embed,       project_embedding,
+    softmax, transpose,    gemm_f32, quantize_s16,  gemm_s16s32, gemm_s16f32, softmax_s16,
 };
 
 }  // namespace agnews_fast

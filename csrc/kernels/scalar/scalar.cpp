@@ -159,7 +159,7 @@ void quantize_tile(const float* x, std::int64_t stride, std::int64_t rows, const
 }
 
 void layer_norm_row(const float* x, const float* residual, std::int64_t columns, const float* gamma, const float* beta,
-                    float epsilon, float* out) {
+                    float epsilon, float* out, float* rstd_out) {
   const auto value = [&](std::int64_t c) { return residual ? x[c] + residual[c] : x[c]; };
   float sum[kLanes] = {}, squares[kLanes] = {};
   for (std::int64_t c = 0; c < columns; ++c) sum[c % kLanes] += value(c);
@@ -170,20 +170,31 @@ void layer_norm_row(const float* x, const float* residual, std::int64_t columns,
     squares[c % kLanes] = std::fma(d, d, squares[c % kLanes]);
   }
   const float rstd = 1.0f / std::sqrt(lane_tree(squares) / count + epsilon);
+  if (rstd_out) *rstd_out = rstd;
   for (std::int64_t c = 0; c < columns; ++c) out[c] = std::fma((value(c) - mean) * rstd, gamma[c], beta[c]);
   for (std::int64_t c = columns; c < round_up(columns, kLanes); ++c) out[c] = 0.0f;
 }
 
 void layer_norm(const float* x, const float* residual, std::int64_t stride, std::int64_t rows, std::int64_t columns,
-                const float* gamma, const float* beta, float epsilon, float* out) {
+                const float* gamma, const float* beta, float epsilon, float* out, float* rstds) {
   for (std::int64_t row = 0; row < rows; ++row) {
     const std::int64_t at = row * stride;
-    layer_norm_row(x + at, residual ? residual + at : nullptr, columns, gamma, beta, epsilon, out + at);
+    layer_norm_row(x + at, residual ? residual + at : nullptr, columns, gamma, beta, epsilon, out + at,
+                   rstds ? rstds + row : nullptr);
   }
 }
 
 void embed(const std::int8_t* word, float word_scale, const float* position, std::int64_t columns, float* out) {
   for (std::int64_t c = 0; c < columns; ++c) out[c] = std::fma(static_cast<float>(word[c]), word_scale, position[c]);
+}
+
+void project_embedding(const std::int8_t* word, float word_scale, const std::int8_t* position, float position_scale,
+                       float rstd, const float* bias, std::int64_t columns, float* out) {
+  for (std::int64_t c = 0; c < columns; ++c) {
+    const float sum =
+        std::fma(static_cast<float>(word[c]), word_scale, static_cast<float>(position[c]) * position_scale);
+    out[c] = std::fma(sum, rstd, bias[c]);
+  }
 }
 
 float softmax_row(float* scores, std::int64_t n) {
@@ -308,8 +319,8 @@ void softmax_s16(std::int32_t* scores, std::int64_t stride, std::int64_t rows, s
 
 extern const Kernels kScalarKernels;
 const Kernels kScalarKernels = {
-    "scalar", [] { return true; }, gemm,        quantize_tile, layer_norm,  embed, softmax, transpose,
-    gemm_f32, quantize_s16,        gemm_s16s32, gemm_s16f32,   softmax_s16,
+    "scalar", [] { return true; }, gemm,     quantize_tile, layer_norm,  embed,       project_embedding,
+    softmax,  transpose,           gemm_f32, quantize_s16,  gemm_s16s32, gemm_s16f32, softmax_s16,
 };
 
 }  // namespace agnews_fast

@@ -124,7 +124,7 @@ void quantize_tile(const float* x, std::int64_t stride, std::int64_t rows, const
 // R rows at once: their sums are chains of dependent additions, which hide each other's latency.
 template <int R>
 inline void layer_norm_rows(const float* x, const float* residual, std::int64_t stride, std::int64_t columns,
-                            const float* gamma, const float* beta, float epsilon, float* out) {
+                            const float* gamma, const float* beta, float epsilon, float* out, float* rstds) {
   const auto value = [&](int r, std::int64_t c) {
     const F32x16 v = F32x16::load(x + r * stride + c);
     return residual ? v + F32x16::load(residual + r * stride + c) : v;
@@ -153,7 +153,9 @@ inline void layer_norm_rows(const float* x, const float* residual, std::int64_t 
       const F32x16 d = (value(r, whole) - mean[r]).first(columns - whole);
       squares[r] = fma(d, d, squares[r]);
     }
-    rstd[r] = F32x16::broadcast(1.0f / sqrt_scalar(squares[r].sum() / count + epsilon));
+    const float reciprocal = 1.0f / sqrt_scalar(squares[r].sum() / count + epsilon);
+    if (rstds) rstds[r] = reciprocal;
+    rstd[r] = F32x16::broadcast(reciprocal);
   }
   for (std::int64_t c = 0; c < columns; c += kLanes) {
     const F32x16 g = F32x16::load(gamma + c), b = F32x16::load(beta + c);
@@ -166,23 +168,30 @@ inline void layer_norm_rows(const float* x, const float* residual, std::int64_t 
 }
 
 void layer_norm(const float* x, const float* residual, std::int64_t stride, std::int64_t rows, std::int64_t columns,
-                const float* gamma, const float* beta, float epsilon, float* out) {
+                const float* gamma, const float* beta, float epsilon, float* out, float* rstds) {
   constexpr int kTogether = 3;
   std::int64_t row = 0;
-  const auto residual_at = [&](std::int64_t at) { return residual ? residual + at : nullptr; };
-  for (; row + kTogether <= rows; row += kTogether) {
+  const auto some = [&]<int R>() {
     const std::int64_t at = row * stride;
-    layer_norm_rows<kTogether>(x + at, residual_at(at), stride, columns, gamma, beta, epsilon, out + at);
-  }
-  for (; row < rows; ++row) {
-    const std::int64_t at = row * stride;
-    layer_norm_rows<1>(x + at, residual_at(at), stride, columns, gamma, beta, epsilon, out + at);
-  }
+    layer_norm_rows<R>(x + at, residual ? residual + at : nullptr, stride, columns, gamma, beta, epsilon, out + at,
+                       rstds ? rstds + row : nullptr);
+  };
+  for (; row + kTogether <= rows; row += kTogether) some.template operator()<kTogether>();
+  for (; row < rows; ++row) some.template operator()<1>();
 }
 
 void embed(const std::int8_t* word, float word_scale, const float* position, std::int64_t columns, float* out) {
   for (std::int64_t c = 0; c < columns; c += kLanes) {
     fma(F32x16::from_i8(word + c), F32x16::broadcast(word_scale), F32x16::load(position + c)).store(out + c);
+  }
+}
+
+void project_embedding(const std::int8_t* word, float word_scale, const std::int8_t* position, float position_scale,
+                       float rstd, const float* bias, std::int64_t columns, float* out) {
+  for (std::int64_t c = 0; c < columns; c += kLanes) {
+    const F32x16 of_position = F32x16::from_i8(position + c) * F32x16::broadcast(position_scale);
+    const F32x16 sum = fma(F32x16::from_i8(word + c), F32x16::broadcast(word_scale), of_position);
+    fma(sum, F32x16::broadcast(rstd), F32x16::load(bias + c)).store(out + c);
   }
 }
 

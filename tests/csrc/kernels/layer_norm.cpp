@@ -21,6 +21,7 @@ struct Rows {
         x((row_count - 1) * stride + padded),
         residual(x.size()),
         out(x.size(), kUntouched),
+        rstds(row_count),
         gamma(padded),
         beta(padded) {
     // Between the rows lies what no row may see.
@@ -44,18 +45,19 @@ struct Rows {
     }
   }
 
-  void normalize(const Kernels& kernels, const float* from, const float* add, float* to) const {
-    kernels.layer_norm(from, add, stride, rows, columns, gamma.data(), beta.data(), kEpsilon, to);
+  void normalize(const Kernels& kernels, const float* from, const float* add, float* to, float* to_rstds) const {
+    kernels.layer_norm(from, add, stride, rows, columns, gamma.data(), beta.data(), kEpsilon, to, to_rstds);
   }
 
   // Runs into `out`, and checks: the bits of the specification, also when the output takes the place of an input, zeros
   // in the padding, and nothing written between the rows.
   void run(const Kernels& kernels, bool with_residual) {
     const float* add = with_residual ? residual.data() : nullptr;
-    Array<float> specified(x.size(), kUntouched);
-    normalize(scalar_kernels(), x.data(), add, specified.data());
-    normalize(kernels, x.data(), add, out.data());
+    Array<float> specified(x.size(), kUntouched), specified_rstds(rows);
+    normalize(scalar_kernels(), x.data(), add, specified.data(), specified_rstds.data());
+    normalize(kernels, x.data(), add, out.data(), rstds.data());
     CHECK_SAME_BITS(out.data(), specified.data(), out.size());
+    CHECK_SAME_BITS(rstds.data(), specified_rstds.data(), rows);
     const Array<float> zeros(kLanes);
     for (std::int64_t row = 0; row < rows; ++row) {
       CHECK_SAME_BITS(out.data() + row * stride + columns, zeros.data(), padded - columns);
@@ -66,21 +68,21 @@ struct Rows {
 
     Array<float> in_place(x.size());
     std::copy(x.begin(), x.end(), in_place.begin());
-    normalize(kernels, in_place.data(), add, in_place.data());
+    normalize(kernels, in_place.data(), add, in_place.data(), nullptr);
     CHECK_SAME_BITS(in_place.data(), specified.data(), out.size());
     if (with_residual) {
       std::copy(residual.begin(), residual.end(), in_place.begin());
-      normalize(kernels, x.data(), in_place.data(), in_place.data());
+      normalize(kernels, x.data(), in_place.data(), in_place.data(), nullptr);
       CHECK_SAME_BITS(in_place.data(), specified.data(), out.size());
     }
   }
 
   // Compares `out` with the definition, for rows whose values are not all (nearly) the same.
   void check_values(bool with_residual) const {
-    for (std::int64_t row = 0; row < rows; ++row) check_row(row * stride, with_residual);
+    for (std::int64_t row = 0; row < rows; ++row) check_row(row * stride, with_residual, rstds[row]);
   }
 
-  void check_row(std::int64_t at, bool with_residual) const {
+  void check_row(std::int64_t at, bool with_residual, float given_rstd) const {
     const auto value = [&](std::int64_t c) -> double {
       return with_residual ? x[at + c] + residual[at + c] : x[at + c];
     };
@@ -103,6 +105,7 @@ struct Rows {
     const double variance_error = 2.0 * d_error * deviation + d_error * d_error + (steps + 1.0) * u * variance;
     // 1 / sqrt halves a small relative error; not halving it covers what is not small. It rounds three times.
     const double rstd_error = variance_error / (variance + kEpsilon) + 3.0 * u;
+    CHECK_NEAR(given_rstd, rstd, 1.01 * rstd * rstd_error);
     for (std::int64_t c = 0; c < columns; ++c) {
       const double d = value(c) - mean, exact = d * rstd * gamma[c] + beta[c];
       const double error = std::fabs(gamma[c]) * rstd * (d_error + std::fabs(d) * (rstd_error + 2.0 * u));
@@ -111,7 +114,7 @@ struct Rows {
   }
 
   std::int64_t rows, columns, padded, stride;
-  Array<float> x, residual, out, gamma, beta;
+  Array<float> x, residual, out, rstds, gamma, beta;
 };
 
 TEST_EACH_ISA(layer_norm_of_random_rows) {
@@ -147,8 +150,10 @@ TEST_EACH_ISA(layer_norm_of_any_number_of_rows) {
   }
   // None at all: a thread may be left without a share.
   Rows none(1, 40);
-  kernels.layer_norm(none.x.data(), nullptr, 48, 0, 40, none.gamma.data(), none.beta.data(), kEpsilon, none.out.data());
+  kernels.layer_norm(none.x.data(), nullptr, 48, 0, 40, none.gamma.data(), none.beta.data(), kEpsilon, none.out.data(),
+                     none.rstds.data());
   for (const float value : none.out) CHECK_EQ(value, kUntouched);
+  CHECK_EQ(none.rstds[0], 0.0f);
 }
 
 TEST_EACH_ISA(layer_norm_of_a_row_with_one_large_value) {

@@ -52,13 +52,18 @@ void check_part(const Config& config, const Answer& part, const Answer& all, std
 void for_each_model(const std::function<void(const RandomModel&, const Model&, const Batch&)>& visit) {
   std::uint64_t seed = 30;
   for (const Config& config : test_configs()) {
-    const check::Scope scope("hidden ", config.hidden, ", heads ", config.heads, ", levels ", config.levels, ", depth ",
-                             config.depth);
-    RandomModel random(config, ++seed);
-    random.forbid_gaps();
-    const Model model = random.load();
-    const Texts texts(config, kLengths, seed);
-    visit(random, model, {texts.ids.data(), texts.offsets.data(), static_cast<std::int64_t>(kLengths.size())});
+    ++seed;
+    // Words that are looked up and words that are computed; in the shallower one, either alone too.
+    for (const double projected : {0.6, 0.0, 1.0}) {
+      if (projected != 0.6 && config.layers != 2) continue;
+      const check::Scope scope("hidden ", config.hidden, ", heads ", config.heads, ", levels ", config.levels,
+                               ", depth ", config.depth, ", projected ", projected);
+      RandomModel random(config, seed, projected);
+      random.forbid_gaps();
+      const Model model = random.load();
+      const Texts texts(config, kLengths, seed);
+      visit(random, model, {texts.ids.data(), texts.offsets.data(), static_cast<std::int64_t>(kLengths.size())});
+    }
   }
 }
 

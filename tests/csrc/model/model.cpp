@@ -12,10 +12,17 @@ namespace {
 
 Config small() { return {1, 21, 7, 35, 33, 19, 3, Activation::kGelu, 1e-12f, 127, 8}; }
 
+// With a first projection, which takes two layers.
+Config deeper() {
+  Config config = small();
+  config.layers = 2;
+  return config;
+}
+
 // Loading, after `damage` has changed one part of a good model.
 template <typename Damage>
-void load_damaged(Damage damage) {
-  RandomModel model(small(), 1);
+void load_damaged(Damage damage, const Config& config = small()) {
+  RandomModel model(config, 1);
   damage(model);
   model.load();
 }
@@ -85,6 +92,10 @@ TEST(a_model_is_views_into_the_file) {
     CHECK_EQ(model.layers.size(), static_cast<std::size_t>(config.layers));
     CHECK_EQ(model.word, random.data<std::int8_t>("embeddings.word"));
     CHECK_EQ(model.position, random.data<float>("embeddings.position"));
+    if (config.layers > 1) {
+      CHECK_EQ(model.first_projection.words.weight, random.data<std::int8_t>("layers.0.word_qkv.weight"));
+      CHECK_EQ(model.first_projection.positions.scale, random.data<float>("layers.0.position_qkv.scale"));
+    }
     CHECK_EQ(model.classifier, random.data<float>("classifier.weight"));
     std::size_t index = 0;
     for (const Linear* linear : model.linears()) {
@@ -114,7 +125,7 @@ TEST(a_model_is_views_into_the_file) {
 }
 
 TEST(every_tensor_is_needed_with_its_type_and_shape_and_all_its_bytes) {
-  const RandomModel model(small(), 3);
+  const RandomModel model(deeper(), 3);
   for (const auto& [name, info] : model.tensors) {
     const check::Scope scope("tensor ", name);
     const auto load_with = [&](auto change) {
@@ -150,13 +161,13 @@ TEST(a_tensor_too_many_is_refused) {
 }
 
 TEST(floats_must_be_finite) {
-  const RandomModel model(small(), 1);
+  const RandomModel model(deeper(), 1);
   for (const auto& [name, info] : model.tensors) {
     if (info.dtype != "F32") continue;
     const std::string key = name;
     const auto elements = static_cast<std::int64_t>((info.end - info.begin) / sizeof(float));
     for (const std::int64_t i : {std::int64_t{0}, elements - 1}) {
-      CHECK_THROWS(load_damaged([&](RandomModel& m) { m.data<float>(key)[i] = NAN; }), ModelError,
+      CHECK_THROWS(load_damaged([&](RandomModel& m) { m.data<float>(key)[i] = NAN; }, deeper()), ModelError,
                    "tensor '" + key + "' holds a value that is not finite");
     }
   }
@@ -190,6 +201,35 @@ TEST(lists_of_absurd_length_are_refused) {
   for (const std::int64_t bad : {std::int64_t{-1}, std::int64_t{100000}, INT64_MAX, INT64_MIN}) {
     CHECK_THROWS(load_damaged([&](RandomModel& m) { m.tensors["layers.0.query.outlier_k"].shape[0] = bad; }),
                  ModelError, "layers.0.query");
+  }
+}
+
+TEST(first_projections_are_checked) {
+  const std::string words = "layers.0.word_qkv", positions = "layers.0.position_qkv";
+  const auto change = [](auto damage) { load_damaged([&](RandomModel& m) { damage(m); }, deeper()); };
+  const std::int64_t rows = RandomModel(deeper(), 1).tensors[words + ".row_sum"].shape[0];
+  CHECK(rows > 0);
+  for (const std::int64_t bad : {std::int64_t{-2}, rows, std::int64_t{INT32_MIN}, std::int64_t{INT32_MAX}}) {
+    // The last is one that only pads the vocabulary.
+    for (const std::int64_t id : {0, 32, 47}) {
+      CHECK_THROWS(
+          change([&](RandomModel& m) { m.data<std::int32_t>(words + ".row")[id] = static_cast<std::int32_t>(bad); }),
+          ModelError,
+          words + ".row[" + std::to_string(id) + "]: expected -1 to " + std::to_string(rows - 1) + ", got " +
+              std::to_string(bad));
+    }
+  }
+  change([&](RandomModel& m) { m.data<std::int32_t>(words + ".row")[0] = static_cast<std::int32_t>(rows) - 1; });
+  change([&](RandomModel& m) { m.data<std::int32_t>(words + ".row")[0] = -1; });
+  for (const std::string& name : {words, positions}) {
+    CHECK_THROWS(change([&](RandomModel& m) { m.data<std::int8_t>(name + ".weight")[336 + 17] ^= 4; }), ModelError,
+                 name + ".weight, row 1: the numbers add up to");
+    CHECK_THROWS(change([&](RandomModel& m) { m.data<std::int32_t>(name + ".row_sum")[0] += 1; }), ModelError,
+                 name + ".weight, row 0: the numbers add up to");
+  }
+  for (const std::int64_t bad : {std::int64_t{-1}, std::int64_t{49}, INT64_MAX, INT64_MIN}) {
+    CHECK_THROWS(change([&](RandomModel& m) { m.tensors[words + ".row_sum"].shape[0] = bad; }), ModelError,
+                 words + ": expected at most 48 rows, got " + std::to_string(bad));
   }
 }
 

@@ -29,7 +29,8 @@ constexpr const char* kDtype<std::int8_t> = "I8";
 
 class Builder {
  public:
-  Builder(PlainModel& plain, std::uint64_t seed) : plain_(plain), config_(plain.config), random_(seed) {}
+  Builder(PlainModel& plain, std::uint64_t seed, double projected)
+      : plain_(plain), config_(plain.config), random_(seed), projected_(projected) {}
 
   std::vector<Raw> build() {
     const std::int64_t hidden = config_.hidden, padded_hidden = config_.padded_hidden();
@@ -57,6 +58,7 @@ class Builder {
     }
     plain_.pre_classifier = add_head("pre_classifier", hidden, padded_hidden, plain_.pre_classifier_bias);
     plain_.classifier = add_head("classifier", config_.labels, config_.padded_labels(), plain_.classifier_bias);
+    if (config_.layers > 1) add_first_projection();
     return std::move(raws_);
   }
 
@@ -107,11 +109,9 @@ class Builder {
     const auto same = [](std::int64_t i) { return i; };
     const auto in_heads = [&](std::int64_t i) { return i / head_size * config_.head() + i % head_size; };
     const auto in_hidden = [&](std::int64_t i) { return i / hidden * padded_hidden + i % hidden; };
-    const auto in_qkv = [&](std::int64_t i) { return i / hidden * config_.context() + in_heads(i % hidden); };
+    const auto in_qkv = [&](std::int64_t o) { return projected_column(o); };
     const auto one = [](std::int64_t) { return 1.0; };
-    const auto query = [&](std::int64_t o) {
-      return o < hidden ? 1.0 / std::sqrt(static_cast<double>(head_size)) : 1.0;
-    };
+    const auto query = [&](std::int64_t o) { return query_factor(o); };
     PlainLayer layer;
     if (last) {
       layer.query = add_linear(name + "query", hidden, padded_hidden, same, hidden, config_.context(), in_heads, query);
@@ -128,6 +128,95 @@ class Builder {
     layer.attention_norm = add_norm(name + "attention_norm");
     layer.output_norm = add_norm(name + "output_norm");
     plain_.layers.push_back(std::move(layer));
+  }
+
+  // q, k and v of the first layer for some words and all positions: by the definition, then rounded to int8.
+  void add_first_projection() {
+    const PlainLinear& qkv = plain_.layers.front().qkv;
+    const PlainNorm& norm = plain_.embedding_norm;
+    PlainProjection& plain = plain_.first_projection;
+    std::vector<double> centred = qkv.weight;  // (3 x hidden, hidden)
+    for (std::int64_t o = 0; o < qkv.outputs; ++o) {
+      double* row = centred.data() + o * config_.hidden;
+      double bias = qkv.bias[size(o)], mean = 0.0;
+      for (std::int64_t i = 0; i < config_.hidden; ++i) {
+        bias += row[i] * norm.beta[size(i)];
+        row[i] *= norm.gamma[size(i)];
+        mean += row[i] / static_cast<double>(config_.hidden);
+      }
+      for (std::int64_t i = 0; i < config_.hidden; ++i) row[i] -= mean;
+      plain.bias.push_back(bias);
+    }
+    std::vector<float> bias(size(3 * config_.context()));
+    for (std::int64_t o = 0; o < qkv.outputs; ++o) {
+      bias[size(projected_column(o))] = static_cast<float>(plain.bias[size(o)] * query_factor(o));
+    }
+    add("layers.0.word_qkv.bias", {3 * config_.context()}, bias);
+
+    std::vector<std::int32_t> row(size(round_up(config_.vocabulary, kLanes)), -1);
+    std::vector<std::vector<double>> words;
+    for (std::int64_t id = 0; id < config_.vocabulary; ++id) {
+      if (random_.uniform(0.0, 1.0) >= projected_) continue;
+      row[size(id)] = static_cast<std::int32_t>(words.size());
+      words.push_back(multiplied(centred, plain_.word, id));
+    }
+    add("layers.0.word_qkv.row", {static_cast<std::int64_t>(row.size())}, row);
+    add_rows("layers.0.word_qkv", words, static_cast<std::int64_t>(words.size()));
+    plain.words.resize(size(config_.vocabulary));
+    for (std::int64_t id = 0; id < config_.vocabulary; ++id) {
+      if (row[size(id)] >= 0) plain.words[size(id)] = words[size(row[size(id)])];
+    }
+    for (std::int64_t p = 0; p < config_.positions; ++p) {
+      plain.positions.push_back(multiplied(centred, plain_.position, p));
+    }
+    add_rows("layers.0.position_qkv", plain.positions, round_up(config_.positions, kLanes));
+  }
+
+  // Where an output of the plain qkv lies among the padded ones, and what it is multiplied by in the file.
+  std::int64_t projected_column(std::int64_t o) const {
+    const std::int64_t head_size = config_.hidden / config_.heads, in_part = o % config_.hidden;
+    return o / config_.hidden * config_.context() + in_part / head_size * config_.head() + in_part % head_size;
+  }
+  double query_factor(std::int64_t o) const {
+    return o < config_.hidden ? 1.0 / std::sqrt(static_cast<double>(config_.hidden / config_.heads)) : 1.0;
+  }
+
+  // matrix (outputs, hidden) times one row of rows (n, hidden).
+  std::vector<double> multiplied(const std::vector<double>& matrix, const std::vector<double>& rows,
+                                 std::int64_t row) const {
+    std::vector<double> product(matrix.size() / size(config_.hidden));
+    for (std::size_t o = 0; o < product.size(); ++o) {
+      for (std::size_t i = 0; i < size(config_.hidden); ++i) {
+        product[o] += matrix[o * size(config_.hidden) + i] * rows[size(row * config_.hidden) + i];
+      }
+    }
+    return product;
+  }
+
+  // Rounds rows of (3 x hidden) to int8, with one scale each for q, k and v, and adds them, padded to so many rows.
+  void add_rows(const std::string& name, std::vector<std::vector<double>>& rows, std::int64_t padded_rows) {
+    const std::int64_t columns = 3 * config_.context();
+    std::vector<std::int8_t> weight(size(padded_rows * columns));
+    std::vector<float> scale(size(padded_rows * 3), 1.0f);
+    std::vector<std::int32_t> row_sum(size(padded_rows));
+    for (std::size_t row = 0; row < rows.size(); ++row) {
+      for (std::int64_t part = 0; part < 3; ++part) {
+        double largest = 1e-30;
+        for (std::int64_t o = part * config_.hidden; o < (part + 1) * config_.hidden; ++o) {
+          largest = std::max(largest, std::fabs(rows[row][size(o)] * query_factor(o)));
+        }
+        const float step = scale[3 * row + size(part)] = static_cast<float>(largest / 127.0);
+        for (std::int64_t o = part * config_.hidden; o < (part + 1) * config_.hidden; ++o) {
+          const double level = std::nearbyint(rows[row][size(o)] * query_factor(o) / step);
+          weight[row * size(columns) + size(projected_column(o))] = static_cast<std::int8_t>(level);
+          row_sum[row] += static_cast<std::int32_t>(level);
+          rows[row][size(o)] = level * step / query_factor(o);
+        }
+      }
+    }
+    add(name + ".weight", {padded_rows, columns}, weight);
+    add(name + ".scale", {padded_rows, 3}, scale);
+    add(name + ".row_sum", {padded_rows}, row_sum);
   }
 
   // slot_of, column_of: where an input or output of the plain matrix lies among the padded ones; factor: what an output
@@ -218,14 +307,15 @@ class Builder {
   PlainModel& plain_;
   const Config config_;
   Random random_;
+  const double projected_;
   std::vector<Raw> raws_;
 };
 
 }  // namespace
 
-RandomModel::RandomModel(const Config& config, std::uint64_t seed) {
+RandomModel::RandomModel(const Config& config, std::uint64_t seed, double projected) {
   plain.config = config;
-  const std::vector<Raw> raws = Builder(plain, seed).build();
+  const std::vector<Raw> raws = Builder(plain, seed, projected).build();
   std::int64_t end = 0;
   for (const Raw& raw : raws) {
     // At least 64 bytes between two tensors, see forbid_gaps; none behind the last.

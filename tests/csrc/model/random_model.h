@@ -33,10 +33,18 @@ struct PlainLayer {
   PlainNorm attention_norm, output_norm;
 };
 
+// What first_projection holds, dequantised; q is not scaled.
+struct PlainProjection {
+  std::vector<std::vector<double>> words;      // (vocabulary, 3 x hidden); what is not there is empty
+  std::vector<std::vector<double>> positions;  // (positions, 3 x hidden)
+  std::vector<double> bias;                    // (3 x hidden)
+};
+
 struct PlainModel {
   Config config;
   std::vector<double> word, position;  // (vocabulary, hidden), (positions, hidden)
   PlainNorm embedding_norm;
+  PlainProjection first_projection;  // of more layers than one
   std::vector<PlainLayer> layers;
   std::vector<double> pre_classifier, pre_classifier_bias;  // (hidden, hidden): [out][in]
   std::vector<double> classifier, classifier_bias;          // (labels, hidden): [out][in]
@@ -44,8 +52,9 @@ struct PlainModel {
 
 class RandomModel {
  public:
-  // Weights have outliers and channels that are split; everything is valid for the configuration.
-  RandomModel(const Config& config, std::uint64_t seed);
+  // Weights have outliers and channels that are split; everything is valid for the configuration. projected: the share of
+  // the words that the first projection has.
+  RandomModel(const Config& config, std::uint64_t seed, double projected = 0.6);
 
   TensorTable table() const { return TensorTable(bytes.data(), static_cast<std::size_t>(bytes.size()), tensors); }
   Model load() const {

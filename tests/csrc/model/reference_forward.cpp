@@ -59,15 +59,23 @@ Vector multiply(const Vector& x, const Vector& weight, const Vector& bias) {
   return y;
 }
 
+double average(const Vector& x) {
+  double mean = 0.0;
+  for (const double value : x) mean += value / static_cast<double>(x.size());
+  return mean;
+}
+
+double standard_deviation(const Vector& x, double epsilon) {
+  const double mean = average(x);
+  double variance = 0.0;
+  for (const double value : x) variance += (value - mean) * (value - mean) / static_cast<double>(x.size());
+  return std::sqrt(variance + epsilon);
+}
+
 Vector normalize(const Vector& x, const PlainNorm& norm, double epsilon) {
-  const auto count = static_cast<double>(x.size());
-  double mean = 0.0, variance = 0.0;
-  for (const double value : x) mean += value / count;
-  for (const double value : x) variance += (value - mean) * (value - mean) / count;
+  const double mean = average(x), deviation = standard_deviation(x, epsilon);
   Vector y(x.size());
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    y[i] = (x[i] - mean) / std::sqrt(variance + epsilon) * norm.gamma[i] + norm.beta[i];
-  }
+  for (std::size_t i = 0; i < x.size(); ++i) y[i] = (x[i] - mean) / deviation * norm.gamma[i] + norm.beta[i];
   return y;
 }
 
@@ -76,7 +84,7 @@ class Pass {
   Pass(const PlainModel& model, bool quantized) : model_(model), config_(model.config), quantized_(quantized) {}
 
   Reference run(const std::int32_t* ids, std::int64_t tokens) {
-    Matrix x;
+    Matrix x, embeddings;
     const auto hidden = static_cast<std::size_t>(config_.hidden);
     for (std::int64_t t = 0; t < tokens; ++t) {
       Vector row(hidden);
@@ -85,8 +93,15 @@ class Pass {
                  model_.position[static_cast<std::size_t>(t) * hidden + c];
       }
       x.push_back(normalize(row, model_.embedding_norm, config_.layer_norm_epsilon));
+      embeddings.push_back(row);
     }
-    for (const PlainLayer& layer : model_.layers) x = encode(layer, x, &layer == &model_.layers.back());
+    for (const PlainLayer& layer : model_.layers) {
+      const bool last = &layer == &model_.layers.back();
+      const Matrix context = last                               ? last_attention(layer, x)
+                             : &layer == &model_.layers.front() ? attention(first_qkv(layer.qkv, x, embeddings, ids))
+                                                                : attention(linear(x, layer.qkv));
+      x = after_attention(layer, x, context);
+    }
     Vector pooled = multiply(x[0], model_.pre_classifier, model_.pre_classifier_bias);
     for (double& value : pooled) value = std::max(value, 0.0);
     reference_.logits = multiply(pooled, model_.classifier, model_.classifier_bias);
@@ -99,8 +114,10 @@ class Pass {
     return quantized_ ? quantize(x, linear, config_.levels) : x;
   }
 
-  void record(const Matrix& x) {
-    Vector most(x[0].size(), 0.0);
+  void record(const Matrix& x) { record(x, x[0].size()); }
+
+  void record(const Matrix& x, std::size_t inputs) {
+    Vector most(inputs, 0.0);
     for (const Vector& row : x) {
       for (std::size_t i = 0; i < most.size(); ++i) most[i] = std::max(most[i], std::fabs(row[i]));
     }
@@ -111,6 +128,26 @@ class Pass {
     record(x);
     Matrix y;
     for (const Vector& row : x) y.push_back(multiply(input(row, linear), linear.weight, linear.bias));
+    return y;
+  }
+
+  // Of the first layer: the words that first_projection has never meet the matrix.
+  Matrix first_qkv(const PlainLinear& qkv, const Matrix& x, const Matrix& embeddings, const std::int32_t* ids) {
+    const PlainProjection& known = model_.first_projection;
+    Matrix computed, y;
+    for (std::size_t t = 0; t < x.size(); ++t) {
+      const Vector& word = known.words[static_cast<std::size_t>(ids[t])];
+      if (word.empty()) computed.push_back(x[t]);
+      if (word.empty() || !quantized_) {
+        y.push_back(multiply(input(x[t], qkv), qkv.weight, qkv.bias));
+        continue;
+      }
+      const double deviation = standard_deviation(embeddings[t], config_.layer_norm_epsilon);
+      Vector row = known.bias;
+      for (std::size_t o = 0; o < row.size(); ++o) row[o] += (word[o] + known.positions[t][o]) / deviation;
+      y.push_back(row);
+    }
+    record(computed, x[0].size());
     return y;
   }
 
@@ -161,10 +198,11 @@ class Pass {
     return mean;
   }
 
-  Matrix attention(const PlainLayer& layer, const Matrix& x) {
-    const std::size_t heads = static_cast<std::size_t>(config_.heads), head_size = x[0].size() / heads;
-    const Matrix qkv = linear(x, layer.qkv);
-    Matrix context(x.size());
+  // qkv: (tokens, 3 x hidden)
+  Matrix attention(const Matrix& qkv) {
+    const auto heads = static_cast<std::size_t>(config_.heads);
+    const auto head_size = static_cast<std::size_t>(config_.hidden) / heads;
+    Matrix context(qkv.size());
     for (std::size_t head = 0; head < heads; ++head) {
       Matrix queries, keys, values;
       for (const Vector& row : qkv) {
@@ -177,7 +215,7 @@ class Pass {
         quantize_symmetric(keys, config_.score_levels());
         quantize_symmetric(values, kValueLevels);
       }
-      for (std::size_t i = 0; i < x.size(); ++i) {
+      for (std::size_t i = 0; i < qkv.size(); ++i) {
         const Vector mean = attend(queries[i], keys, values, quantized_);
         context[i].insert(context[i].end(), mean.begin(), mean.end());
       }
@@ -198,8 +236,7 @@ class Pass {
     return {context};
   }
 
-  Matrix encode(const PlainLayer& layer, const Matrix& all, bool last) {
-    const Matrix context = last ? last_attention(layer, all) : attention(layer, all);
+  Matrix after_attention(const PlainLayer& layer, const Matrix& all, const Matrix& context) {
     const Matrix x(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(context.size()));
     const Matrix middle = add_norm(x, linear(context, layer.out), layer.attention_norm);
     Matrix inner = linear(middle, layer.ffn1);
