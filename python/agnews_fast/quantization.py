@@ -45,6 +45,7 @@ _RMS_RANGE = 7.5  # a weight of so many root mean squares becomes 127
 # weight becomes an outlier.
 _LARGEST_ERROR = 150.0
 _PROJECTED_WORDS = 6000  # whose first queries, keys and values are kept, at 2.3 KB each
+_PROJECTED_BLOCK = 64 * _PANEL  # words at a time, in float64
 _UNUSED_TOKEN = re.compile(r"\[unused\d+\]")
 _SPLIT_SLOTS = 32  # places added to a row for split channels
 _CALIBRATION_TEXTS = 64
@@ -421,8 +422,12 @@ def _first_projection(source: Checkpoint, words: list[int]) -> dict[str, NDArray
     tensors = {"layers.0.word_qkv.row": numbers}
     tensors["layers.0.word_qkv.bias"] = (_product(beta[None], matrix)[0] + bias).astype(np.float32)
     for name, rows in (("word_qkv", word), ("position_qkv", position)):
-        for part, array in _quantise_rows(_product(rows, centred)).items():
-            tensors[f"layers.0.{name}.{part}"] = array
+        blocks = [
+            _quantise_rows(_product(rows[i : i + _PROJECTED_BLOCK], centred))
+            for i in range(0, max(1, len(rows)), _PROJECTED_BLOCK)
+        ]
+        for part in blocks[0]:
+            tensors[f"layers.0.{name}.{part}"] = np.concatenate([block[part] for block in blocks])
     return tensors
 
 
