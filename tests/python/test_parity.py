@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy.typing as npt
 import pytest
 import reference.checkpoint
 import reference.onnx_graph
-from agnews_fast import Classifier
+from agnews_fast import Classifier, quantization
 from reference.checkpoint import digest, encode, read_label_names
 from reference.metrics import class_report, mcnemar_p
 from reference.numpy_model import Float64, exact_linear, forward
@@ -186,7 +185,7 @@ def test_random_model_errs_as_its_number_format_does(
 ) -> None:
     """No fixed tolerance fits a random model; the float64 model with rounded products tells what each one's is."""
     # As in a large vocabulary, some words are looked up in the first layer and others computed.
-    monkeypatch.setattr(importlib.import_module("agnews_fast.quantize"), "_PROJECTED_WORDS", 60)
+    monkeypatch.setattr(quantization, "_PROJECTED_WORDS", 60)
     checkpoint = make_checkpoint(tmp_path / "checkpoint", **sizes, seed=sizes["hidden"])
     texts = [text[: 20 + 11 * number] for number, text in enumerate(test_split[0][:24])] + ["", "a"]
     with Classifier(checkpoint, threads=1) as classifier:
