@@ -28,15 +28,16 @@ class Forward {
   void embed(const Batch& batch, const Member& member);
   // forward_attention.cpp: both leave the context in the place of q, of every token or of the first ones.
   void attention(const Linear& qkv, const Batch& batch, const Member& member);
+  void last_attention(const Batch& batch, const Member& member);
+  void take_firsts(const Batch& batch, const Member& member);
+  void attend(const Batch& batch, std::int64_t text, std::int64_t head, Workspace::Attention& scratch);
+  void attend_from_first_token(const Batch& batch, std::int64_t text, float* by_head, Workspace::Attention& scratch);
+  // The first layer's q, k and v: looked up, or computed for the rows that Model::first_projection lacks.
   void first_projection(const Linear& qkv, const Batch& batch, const Member& member);
   void find_computed_rows(const Batch& batch);
   void gather_computed_rows(Range rows, float* gathered);
   void move_computed_rows(Range columns);
   void look_up(const Batch& batch, Range columns);
-  void last_attention(const Batch& batch, const Member& member);
-  void take_firsts(const Batch& batch, const Member& member);
-  void attend(const Batch& batch, std::int64_t text, std::int64_t head, Workspace::Attention& scratch);
-  void attend_from_first_token(const Batch& batch, std::int64_t text, float* by_head, Workspace::Attention& scratch);
 
   void after_attention(const EncoderLayer& layer, const Member& member, Rows& x);
   void feed_forward(const EncoderLayer& layer, const Member& member, Rows& x);
