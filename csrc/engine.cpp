@@ -14,6 +14,9 @@ namespace {
 // Texts are computed in chunks of about so many tokens: enough rows to use each weight panel many times while it is in
 // the cache, few enough that the activations stay there too.
 constexpr std::int64_t kChunkTokens = 192;
+// What threads share ends in smaller chunks, of about so many tokens at least, the smallest last, so that all finish at
+// about the same time. Matrix products are as fast with so few rows.
+constexpr std::int64_t kLastChunkTokens = 48;
 
 Model load(const MappedFile& file, const Config& config, std::map<std::string, TensorInfo> tensors) {
   TensorTable table(file.data(), file.size(), std::move(tensors));
@@ -88,15 +91,21 @@ void Engine::check(const Batch& batch) const {
 }
 
 std::vector<Batch> Engine::chunks(const Batch& batch) const {
-  // As many chunks as threads can share evenly, each of about kChunkTokens.
-  const std::int64_t tokens = batch.tokens();
-  const std::int64_t rounds = (tokens + threads_ * kChunkTokens - 1) / (threads_ * kChunkTokens);
-  const std::int64_t target = (tokens + threads_ * rounds - 1) / std::max<std::int64_t>(1, threads_ * rounds);
   std::vector<Batch> parts;
+  std::int64_t left = batch.tokens();
   for (std::int64_t begin = 0, end = 0; begin < batch.texts; begin = end) {
+    // One thread takes equal parts; several take half of their share of what is left, as in a team (Barrier::take).
+    const std::int64_t rounds = (left + kChunkTokens - 1) / kChunkTokens;
+    const std::int64_t target = threads_ == 1 ? (left + rounds - 1) / rounds
+                                              : std::clamp(left / (2 * threads_), kLastChunkTokens, kChunkTokens);
     std::int64_t size = batch.length(end++);
     while (end < batch.texts && size + batch.length(end) / 2 <= target) size += batch.length(end++);
     parts.push_back(batch.slice(begin, end));
+    left -= size;
+  }
+  if (threads_ > 1) {
+    std::stable_sort(parts.begin(), parts.end(),
+                     [](const Batch& a, const Batch& b) { return a.tokens() > b.tokens(); });
   }
   return parts;
 }

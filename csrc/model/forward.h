@@ -12,8 +12,8 @@
 
 namespace agnews_fast {
 
-// Panels of a product that a member of a team takes at a time: a multiple of the 4 that AVX-512 computes together.
-inline constexpr std::int64_t kDealtPanels = 4;
+// The fewest panels of a product that a member of a team takes at a time. AVX-512 computes up to 4 together.
+inline constexpr std::int64_t kDealtPanels = 2;
 
 class Forward {
  public:

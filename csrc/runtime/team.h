@@ -7,6 +7,10 @@
 
 namespace agnews_fast {
 
+struct Range {
+  std::int64_t begin, end;
+};
+
 // Waits until `size` threads have arrived. Spins for some microseconds (steps are that short), then sleeps.
 // Between two waits it deals out one loop's work.
 class Barrier {
@@ -29,8 +33,17 @@ class Barrier {
     phase_.wait(phase, std::memory_order_acquire);
   }
 
-  // The first of the next `part` things to do; they count from 0 after every wait.
-  std::int64_t take(std::int64_t part) { return dealt_.fetch_add(part, std::memory_order_relaxed); }
+  // The next of `n` things to do, which count from 0 after every wait; none at the end. Half of a member's share of what
+  // is left ("guided self-scheduling", Polychronopoulos and Kuck 1987), in multiples of `part`.
+  Range take(std::int64_t n, std::int64_t part) {
+    std::int64_t begin = dealt_.load(std::memory_order_relaxed);
+    for (;;) {
+      if (begin >= n) return {n, n};
+      const std::int64_t parts = (n - begin) / (2 * size_ * part);
+      const std::int64_t end = begin + part * (parts < 1 ? 1 : parts);
+      if (dealt_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) return {begin, end < n ? end : n};
+    }
+  }
 
  private:
   static constexpr int kSpins = 2000;  // about 30 us at 3 GHz
@@ -47,10 +60,6 @@ class Barrier {
   std::atomic<std::int64_t> dealt_{0};
 };
 
-struct Range {
-  std::int64_t begin, end;
-};
-
 // One thread's place in its team.
 struct Member {
   int rank = 0;
@@ -60,17 +69,15 @@ struct Member {
   void barrier() const {
     if (shared != nullptr) shared->wait();
   }
-  // Calls work(range) for parts of 0..n until the team has done all: who is free takes the next, so that a member that
-  // the system slows down holds up the others for one part at most. At most one such loop between two barriers.
+  // Calls work(range) for parts of 0..n until the team has done all: who is free takes the next, large parts first, so
+  // that a member that the system slows down hardly holds up the others. At most one such loop between two barriers.
   template <typename Work>
   void deal(std::int64_t n, std::int64_t part, const Work& work) const {
     if (shared == nullptr) {
       work(Range{0, n});
       return;
     }
-    for (std::int64_t begin = shared->take(part); begin < n; begin = shared->take(part)) {
-      work(Range{begin, begin + part < n ? begin + part : n});
-    }
+    for (Range range = shared->take(n, part); range.begin < n; range = shared->take(n, part)) work(range);
   }
   // This member's part of 0..n, the same one every time.
   Range share(std::int64_t n) const { return {n * rank / size, n * (rank + 1) / size}; }

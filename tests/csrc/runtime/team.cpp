@@ -87,31 +87,34 @@ TEST(a_team_does_every_part_of_a_loop_once) {
   }
 }
 
-TEST(a_member_that_is_held_up_leaves_its_work_to_the_others) {
+TEST(a_member_that_is_held_up_leaves_what_it_has_not_taken_to_the_others) {
   constexpr std::int64_t kItems = 40;
   Barrier barrier(2);
-  std::atomic<bool> first_done{false};
+  std::atomic<std::int64_t> taken{0};  // by rank 0, in its first part
+  std::atomic<bool> rest_done{false};
   std::int64_t done[2] = {};
   const auto work = [&](int rank) {
-    Member{rank, 2, &barrier}.deal(kItems, 1, [&](Range) {
-      ++done[rank];
+    Member{rank, 2, &barrier}.deal(kItems, 1, [&](Range range) {
+      done[rank] += range.end - range.begin;
       if (rank == 0) {
-        first_done.wait(false);  // until the other has done all the rest
-      } else if (done[rank] == kItems - 1) {
-        first_done = true;
-        first_done.notify_all();
+        taken = range.end - range.begin;
+        taken.notify_all();
+        rest_done.wait(false);  // until the other has done all the rest
+      } else if (done[rank] == kItems - taken) {
+        rest_done = true;
+        rest_done.notify_all();
       }
     });
   };
-  // Rank 1 starts once rank 0 has taken its item.
   std::thread other([&] {
-    while (barrier.take(0) == 0) std::this_thread::yield();
+    taken.wait(0);
     work(1);
   });
   work(0);
   other.join();
-  CHECK_EQ(done[0], 1);
-  CHECK_EQ(done[1], kItems - 1);
+  CHECK_EQ(done[0], taken.load());
+  CHECK_EQ(done[1], kItems - taken);
+  CHECK_EQ(taken.load(), kItems / 4);  // half of its share
 }
 
 TEST(a_late_member_wakes_those_that_fell_asleep) {
