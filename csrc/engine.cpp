@@ -18,9 +18,10 @@ constexpr std::int64_t kChunkTokens = 192;
 // about the same time. Matrix products are as fast with so few rows.
 constexpr std::int64_t kLastChunkTokens = 48;
 
-Model load(const MappedFile& file, const Config& config, std::map<std::string, TensorInfo> tensors) {
+Model load(const MappedFile& file, const Config& config, std::map<std::string, TensorInfo> tensors,
+           const Kernels& kernels) {
   TensorTable table(file.data(), file.size(), std::move(tensors));
-  return Model(config, table);
+  return Model(config, table, kernels.long_windows);
 }
 
 // Whether dealing out the chunks one by one keeps `threads` busy to the end, or would leave some without work.
@@ -48,7 +49,7 @@ Engine::Engine(int file, const Config& config, std::map<std::string, TensorInfo>
                const std::string& isa, int largest_team)
     : file_(file),
       kernels_(select_kernels(isa)),
-      model_(load(file_, config, std::move(tensors))),
+      model_(load(file_, config, std::move(tensors), kernels_)),
       threads_(threads),
       largest_team_(largest_team) {
   if (threads < 1) throw std::invalid_argument("threads: expected at least 1, got " + std::to_string(threads));

@@ -76,7 +76,7 @@ std::mt19937 random_bits(1);
 
 float uniform() { return std::uniform_real_distribution<float>(-1.0f, 1.0f)(random_bits); }
 
-// Outlier density as in the packaged model: 0.007 % of the weights.
+// Outlier density as in the packaged model: 0.007 % of the weights. Long windows where it has them: in ffn2.
 Case gemm_case(const Kernels& kernels, std::int64_t rows, std::int64_t k, std::int64_t n, int depth,
                Activation activation) {
   const auto outliers_before = [&](std::int64_t panel) { return panel * kPanel * k * 7 / 100000; };
@@ -94,6 +94,9 @@ Case gemm_case(const Kernels& kernels, std::int64_t rows, std::int64_t k, std::i
   auto outlier_k = buffer<std::int32_t>(outliers, [&] { return static_cast<std::int32_t>(random_bits() % k); });
   auto outlier_column = buffer<std::int32_t>(outliers, [] { return static_cast<std::int32_t>(random_bits() % 16); });
   auto outlier_value = buffer<std::int32_t>(outliers, [] { return 200; });
+  const std::int64_t windows = k == 3072 ? agnews_fast::long_windows(k) : 0;
+  auto row_norm = buffer<float>((rows + kRowTile - 1) / kRowTile * windows, [] { return 600.0f; });
+  auto weight_norm = buffer<float>(n / kPanel * windows, [] { return 40.0f; });
   auto out = buffer<float>(rows * n, [] { return 0.0f; });
   const char* name = activation == Activation::kGelu ? "gemm+gelu" : depth == 8 ? "gemm" : "gemm depth 4";
   return {kernels.name,
@@ -102,7 +105,12 @@ Case gemm_case(const Kernels& kernels, std::int64_t rows, std::int64_t k, std::i
           "MAC",
           static_cast<double>(rows * k * n),
           [=, &kernels] {
-            const PackedRows a = {activations->data(), row_scale->data(), zero_point->data(), rows, k};
+            const PackedRows a = {activations->data(),
+                                  row_scale->data(),
+                                  zero_point->data(),
+                                  rows,
+                                  k,
+                                  windows > 0 ? row_norm->data() : nullptr};
             const PackedWeights w = {weights->data(),
                                      column_scale->data(),
                                      bias->data(),
@@ -113,7 +121,8 @@ Case gemm_case(const Kernels& kernels, std::int64_t rows, std::int64_t k, std::i
                                      outlier_value->data(),
                                      n,
                                      k,
-                                     depth};
+                                     depth,
+                                     windows > 0 ? weight_norm->data() : nullptr};
             kernels.gemm(a, w, 0, n / kPanel, activation, out->data(), n);
           }};
 }
@@ -181,11 +190,12 @@ void add_row_cases(const Kernels& kernels, std::vector<Case>& cases) {
     auto tile = buffer<std::uint8_t>(kRowTile * k, [] { return std::uint8_t{0}; });
     auto scale = buffer<float>(kRowTile, [] { return 0.0f; });
     auto zero_point = buffer<std::int32_t>(kRowTile, [] { return 0; });
+    auto norms = buffer<float>(agnews_fast::long_windows(k), [] { return 0.0f; });
     cases.push_back({kernels.name, "quantize_tile", "6 x " + std::to_string(columns), "float",
                      static_cast<double>(kRowTile * columns), [=, &kernels] {
                        const Quantization q = {divisor->data(), split->data(), columns, 32, k, 127};
                        kernels.quantize_tile(x->data(), columns, kRowTile, q, tile->data(), scale->data(),
-                                             zero_point->data());
+                                             zero_point->data(), columns == 3072 ? norms->data() : nullptr);
                      }});
   }
   auto x = buffer<float>(6 * 768, uniform), residual = buffer<float>(6 * 768, uniform);

@@ -24,6 +24,12 @@ inline constexpr int kLanes = 16;    // virtual lanes of a floating-point row su
 inline constexpr int kMaxDepth = 8;  // products added in 16 bits before they are widened; k is padded to kGroup * this
 inline constexpr int kKBlock = kGroup * kMaxDepth;
 
+// A "long window": so many consecutive groups of k, the first from k = 0 on. Where one is known not to overflow 16 bits
+// (see PackedRows and PackedWeights), its products need not be widened in between.
+inline constexpr int kLongDepth = 3 * kMaxDepth;
+// The length of an array with a number for each whole long window in k; what pads it is 0.
+inline constexpr std::int64_t long_windows(std::int64_t k) { return (k / (kGroup * kLongDepth) + 7) / 8 * 8; }
+
 // Below this a row's range is taken as zero: its reciprocal would overflow. Above the largest, it is not finite.
 inline constexpr float kSmallestRange = 1e-30f;
 inline constexpr float kLargestRange = 3.402823466e+38f;
@@ -37,6 +43,9 @@ struct PackedRows {
   const std::int32_t* zero_point;  // (rows)
   std::int64_t rows;
   std::int64_t k;  // multiple of kKBlock
+  // (tiles, long_windows(k)): at least sqrt(sum of u8^2) of every row's activations that meet in a 16-bit lane (two
+  // neighbouring k of each group) of that window. Null: not known.
+  const float* window_norm = nullptr;
 };
 
 // int8 weights [n / 16][k / 4][16 columns][4], with what did not fit as exact integers:
@@ -55,6 +64,9 @@ struct PackedWeights {
   std::int64_t n;                      // multiple of kPanel
   std::int64_t k;                      // multiple of kKBlock
   int depth;                           // 4 or 8
+  // (n / 16, long_windows(k)): likewise sqrt(sum of weight^2) of every column's. By Cauchy and Schwarz a sum in a lane is
+  // at most the product of the two norms. Null: not known.
+  const float* window_norm = nullptr;
 };
 
 // How float activations (x) become u8: v = x * inverse_divisor[column]; lo = min(0, v...), hi = max(0, v...);
@@ -95,6 +107,7 @@ inline constexpr int kValueLevels = 4095;
 struct Kernels {
   const char* name;
   bool (*supported)();
+  bool long_windows;  // whether window norms are of use to gemm, and come from quantize_tile
 
   // out[row][16 * panel + c] = activation(fma(float(acc - zero_point * column_sum), row scale * column scale, bias))
   // for the panels [panel_begin, panel_end); acc is the exact int32 sum of u8 * weight over k.
@@ -103,9 +116,10 @@ struct Kernels {
   void (*gemm)(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin, std::int64_t panel_end,
                Activation activation, float* out, std::int64_t out_stride);
 
-  // Quantises `rows` <= kRowTile float rows into one packed tile of that many rows.
+  // Quantises `rows` <= kRowTile float rows into one packed tile of that many rows. window_norm (long_windows(k)), see
+  // PackedRows, may be null; instruction sets that have no use for it leave it alone.
   void (*quantize_tile)(const float* x, std::int64_t stride, std::int64_t rows, const Quantization& q,
-                        std::uint8_t* tile, float* scale, std::int32_t* zero_point);
+                        std::uint8_t* tile, float* scale, std::int32_t* zero_point, float* window_norm);
 
   // For each of `rows` rows: out = (v - mean) * rstd * gamma + beta with v = x + residual (v = x where residual is null),
   // over `columns` values: mean = lane tree / columns; var = lane tree of fma(d, d, lane) / columns with d = v - mean;

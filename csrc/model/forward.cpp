@@ -77,10 +77,12 @@ void Forward::quantize(const float* x, std::int64_t stride, std::int64_t rows, c
                        const Member& member, QuantizedRows& out) {
   const StageTimer timer(observer_, Stage::kQuantize);
   const Range share = row_tiles(member, rows);
+  float* norms = linear.weights.window_norm == nullptr ? nullptr : out.window_norm.data();
+  const std::int64_t windows = long_windows(linear.input.k);
   for (std::int64_t row = share.begin; row < share.end; row += kRowTile) {
     kernels_.quantize_tile(x + row * stride, stride, std::min<std::int64_t>(kRowTile, rows - row), linear.input,
                            out.packed.data() + row * linear.input.k, out.scale.data() + row,
-                           out.zero_point.data() + row);
+                           out.zero_point.data() + row, norms == nullptr ? nullptr : norms + row / kRowTile * windows);
   }
   if (observer_.maxima != nullptr) {
     std::vector<float>& most = (*observer_.maxima)[linear.index];

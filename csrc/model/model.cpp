@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "model/error.h"
 #include "model/overflow.h"
@@ -66,6 +67,13 @@ Linear take_linear(TensorTable& tensors, const std::string& name, std::int64_t i
   w.depth = config.depth;
   check_weights(w, outliers, config.levels, name + ".weight");
   return linear;
+}
+
+void add_window_norms(Linear& linear) {
+  PackedWeights& w = linear.weights;
+  linear.window_norms.grow(static_cast<std::size_t>(w.n / kPanel * long_windows(w.k)));
+  window_norms(w, linear.window_norms.data());
+  w.window_norm = linear.window_norms.data();
 }
 
 // `rows` rows of q, k and v, int8, which like the other matrices are checked against sums.
@@ -135,7 +143,7 @@ int Config::score_levels() const {
   return std::min(32767, static_cast<int>(std::sqrt(static_cast<double>(square))));
 }
 
-Model::Model(const Config& sizes, TensorTable& tensors) : config(sizes) {
+Model::Model(const Config& sizes, TensorTable& tensors, bool long_windows) : config(sizes) {
   config.check();
   const std::int64_t hidden = config.padded_hidden();
   word = tensors.int8s("embeddings.word", {round_up(config.vocabulary, kLanes), hidden});
@@ -164,7 +172,8 @@ Model::Model(const Config& sizes, TensorTable& tensors) : config(sizes) {
     layer.ffn2 = take("ffn2", config.padded_ffn(), hidden);
     layer.attention_norm = take_norm(tensors, name + "attention_norm", hidden);
     layer.output_norm = take_norm(tensors, name + "output_norm", hidden);
-    layers.push_back(layer);
+    if (long_windows) add_window_norms(layer.ffn2);
+    layers.push_back(std::move(layer));
   }
   hidden_k = std::max(last_attention.query.input.k, last_attention.value.input.k);
   ffn_k = 0;

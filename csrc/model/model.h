@@ -8,6 +8,7 @@
 
 #include "kernels/kernels.h"
 #include "model/tensor_table.h"
+#include "runtime/aligned_buffer.h"
 
 namespace agnews_fast {
 
@@ -42,7 +43,8 @@ struct Config {
 struct Linear {
   Quantization input;
   PackedWeights weights;
-  std::size_t index;  // its place in Model::linears()
+  std::size_t index;                  // its place in Model::linears()
+  AlignedBuffer<float> window_norms;  // PackedWeights::window_norm, if any
 };
 
 // Rows of q, k and v that were computed when the model was made: weight * the scale of q, k or v.
@@ -87,7 +89,8 @@ struct FirstTokenAttention {
 
 struct Model {
   // Takes every tensor from the table and checks all that the kernels rely on. Throws ModelError.
-  Model(const Config& config, TensorTable& tensors);
+  // long_windows: see Kernels. Only ffn2 has them: what the activation function leaves is small enough.
+  Model(const Config& config, TensorTable& tensors, bool long_windows);
 
   Config config;
   const std::int8_t* word;  // (vocabulary, padded hidden)

@@ -1,6 +1,7 @@
 #include "model/overflow.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -94,6 +95,25 @@ void check_weights(const PackedWeights& w, std::int64_t outliers, int levels, co
              "the weights add up to " + std::to_string(sums[c]) + ", but column_sum says " +
                  std::to_string(w.column_sum[column]));
       }
+    }
+  }
+}
+
+void window_norms(const PackedWeights& w, float* norms) {
+  for (std::int64_t panel = 0; panel < w.n / kPanel; ++panel, norms += long_windows(w.k)) {
+    const std::int8_t* weights = w.data + panel * kPanel * w.k;
+    for (std::int64_t window = 0; window < w.k / (kGroup * kLongDepth); ++window) {
+      std::int32_t squares[kPairs] = {};
+      for (int d = 0; d < kLongDepth; ++d, weights += kPanel * kGroup) {
+        std::int16_t pairs[kPairs];
+        std::memcpy(pairs, weights, sizeof(pairs));
+        for (int i = 0; i < kPairs; ++i) {
+          const std::int16_t a = static_cast<std::int16_t>(static_cast<std::int16_t>(pairs[i] << 8) >> 8);
+          const std::int16_t b = static_cast<std::int16_t>(pairs[i] >> 8);
+          squares[i] += static_cast<std::int16_t>(a * a + b * b);  // at most 2 x 127^2
+        }
+      }
+      norms[window] = std::sqrt(static_cast<float>(*std::max_element(squares, squares + kPairs)));
     }
   }
 }

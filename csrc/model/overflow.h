@@ -17,4 +17,7 @@ namespace agnews_fast {
 // Throws ModelError naming `where` otherwise.
 void check_weights(const PackedWeights& w, std::int64_t outliers, int levels, const std::string& where);
 
+// Writes PackedWeights::window_norm of w: (n / 16, long_windows(k)).
+void window_norms(const PackedWeights& w, float* norms);
+
 }  // namespace agnews_fast

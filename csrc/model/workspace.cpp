@@ -16,6 +16,7 @@ void QuantizedRows::grow(std::int64_t rows, std::int64_t k) {
   packed.grow(size(rows * k + kOverread));
   scale.grow(size(rows));
   zero_point.grow(size(rows));
+  window_norm.grow(size(round_up(rows, kRowTile) / kRowTile * long_windows(k)));
 }
 
 void Rows::grow(const Model& model, std::int64_t wanted) {

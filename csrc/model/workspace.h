@@ -20,12 +20,13 @@ struct QuantizedRows {
   void grow(std::int64_t rows, std::int64_t k);
   // The first `rows` of them, as rows of k.
   PackedRows view(std::int64_t rows, std::int64_t k) {
-    return {packed.data(), scale.data(), zero_point.data(), rows, k};
+    return {packed.data(), scale.data(), zero_point.data(), rows, k, window_norm.data()};
   }
 
   AlignedBuffer<std::uint8_t> packed;      // tiles of (rows, k)
   AlignedBuffer<float> scale;              // (rows)
   AlignedBuffer<std::int32_t> zero_point;  // (rows)
+  AlignedBuffer<float> window_norm;        // (tiles, long_windows(k)), for a Linear that has them
 };
 
 // Float rows of activations and the same rows quantised for the next matrix product.

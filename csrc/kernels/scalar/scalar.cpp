@@ -129,7 +129,7 @@ void gemm(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin,
 }
 
 void quantize_tile(const float* x, std::int64_t stride, std::int64_t rows, const Quantization& q, std::uint8_t* tile,
-                   float* scale, std::int32_t* zero_point) {
+                   float* scale, std::int32_t* zero_point, float* /*window_norm*/) {
   const auto slot = [&](std::int64_t row, std::int64_t k) -> std::uint8_t& {
     return tile[k / kGroup * rows * kGroup + row * kGroup + k % kGroup];
   };
@@ -319,8 +319,8 @@ void softmax_s16(std::int32_t* scores, std::int64_t stride, std::int64_t rows, s
 
 extern const Kernels kScalarKernels;
 const Kernels kScalarKernels = {
-    "scalar", [] { return true; }, gemm,     quantize_tile, layer_norm,  embed,       project_embedding,
-    softmax,  transpose,           gemm_f32, quantize_s16,  gemm_s16s32, gemm_s16f32, softmax_s16,
+    "scalar", [] { return true; }, false,    gemm,         quantize_tile, layer_norm,  embed,       project_embedding,
+    softmax,  transpose,           gemm_f32, quantize_s16, gemm_s16s32,   gemm_s16f32, softmax_s16,
 };
 
 }  // namespace agnews_fast

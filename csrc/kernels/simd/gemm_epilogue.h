@@ -23,6 +23,7 @@ struct GemmTile {
   const std::uint8_t* activations;  // [k / 4][R][4]
   const float* scale;               // (R)
   const std::int32_t* zero_point;   // (R)
+  const float* window_norm;         // (long_windows(k)) or null
   std::int64_t panel;
   float* out;  // the tile's first output
   std::int64_t out_stride;
@@ -61,6 +62,7 @@ inline void for_each_row_tile(const PackedRows& a, const PackedWeights& w, std::
     const GemmTile tile = {a.data + row * a.k,
                            a.scale + row,
                            a.zero_point + row,
+                           a.window_norm == nullptr ? nullptr : a.window_norm + row / kRowTile * long_windows(a.k),
                            panel,
                            out + row * out_stride + panel * kPanel,
                            out_stride,

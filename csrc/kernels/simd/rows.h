@@ -114,7 +114,7 @@ void quantize_rows(const float* x, std::int64_t stride, const Quantization& q, s
 }
 
 void quantize_tile(const float* x, std::int64_t stride, std::int64_t rows, const Quantization& q, std::uint8_t* tile,
-                   float* scale, std::int32_t* zero_point) {
+                   float* scale, std::int32_t* zero_point, float* /*window_norm*/) {
   constexpr decltype(&quantize_rows<1>) kRows[] = {nullptr,          quantize_rows<1>, quantize_rows<2>,
                                                    quantize_rows<3>, quantize_rows<4>, quantize_rows<5>,
                                                    quantize_rows<6>};

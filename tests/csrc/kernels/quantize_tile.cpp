@@ -10,6 +10,8 @@
 namespace agnews_fast {
 namespace {
 
+constexpr float kUntouched = -54321.0f;
+
 struct Tile {
   Tile(std::int64_t row_count, std::int64_t column_count, std::int64_t split_count, int level_count,
        std::int64_t spare_k = 0)
@@ -39,8 +41,10 @@ struct Tile {
     Array<float> specified_scale(rows);
     Array<std::int32_t> specified_zero_point(rows);
     scalar_kernels().quantize_tile(x.data(), stride, rows, q, specified.data(), specified_scale.data(),
-                                   specified_zero_point.data());
-    kernels.quantize_tile(x.data(), stride, rows, q, bytes.data(), scale.data(), zero_point.data());
+                                   specified_zero_point.data(), nullptr);
+    Array<float> norms(long_windows(k), kUntouched);
+    kernels.quantize_tile(x.data(), stride, rows, q, bytes.data(), scale.data(), zero_point.data(), norms.data());
+    check_norms(kernels, norms);
     CHECK_SAME_BITS(bytes.data(), specified.data(), bytes.size());
     CHECK_SAME_BITS(scale.data(), specified_scale.data(), rows);
     CHECK_SAME_BITS(zero_point.data(), specified_zero_point.data(), rows);
@@ -48,6 +52,31 @@ struct Tile {
       for (std::int64_t slot = 0; slot < k; ++slot) CHECK(level(row, slot) <= levels);
       for (std::int64_t i = 0; i < splits; ++i) CHECK_EQ(level(row, columns + i), level(row, split_channel[i]));
       for (std::int64_t slot = columns + splits; slot < k; ++slot) CHECK_EQ(level(row, slot), 0);
+    }
+  }
+
+  void check_norms(const Kernels& kernels, const Array<float>& norms) const {
+    const std::int64_t length = kGroup * kLongDepth;
+    for (std::int64_t i = 0; i < norms.size(); ++i) {
+      const check::Scope scope("long window ", i);
+      if (!kernels.long_windows) {
+        CHECK_EQ(norms[i], kUntouched);
+        continue;
+      }
+      double largest = 0.0;
+      for (std::int64_t row = 0; row < rows && (i + 1) * length <= k; ++row) {
+        double squares[2] = {};  // of the first and the second pair of every group
+        for (std::int64_t slot = i * length; slot < (i + 1) * length; ++slot) {
+          squares[slot / 2 % 2] += static_cast<double>(level(row, slot)) * level(row, slot);
+        }
+        largest = std::max({largest, squares[0], squares[1]});
+      }
+      // Where a sum of squares does not fit 16 bits, or activations do not fit 7, it may be infinite.
+      if (norms[i] == INFINITY) {
+        CHECK(levels == 255 || largest > 65534);
+      } else {
+        CHECK_NEAR(norms[i], std::sqrt(largest), 1.01 * kUnitRoundoff * std::sqrt(largest));
+      }
     }
   }
 

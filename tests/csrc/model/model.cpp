@@ -134,7 +134,7 @@ TEST(every_tensor_is_needed_with_its_type_and_shape_and_all_its_bytes) {
         change(tensors);
         return TensorTable(model.bytes.data(), static_cast<std::size_t>(model.bytes.size()), std::move(tensors));
       }();
-      const Model loaded(model.plain.config, table);
+      const Model loaded(model.plain.config, table, true);
     };
     const std::string key = name;
     CHECK_THROWS(load_with([&](auto& tensors) { tensors.erase(key); }), ModelError, "tensor '" + key + "' is missing");

@@ -1,5 +1,6 @@
 #include "model/overflow.h"
 
+#include <cmath>
 #include <vector>
 
 #include "arrays.h"
@@ -69,6 +70,28 @@ void fill(Matrix& matrix, const std::vector<std::int64_t>& members, std::int64_t
   for (int i = 0; i < size; ++i) {
     matrix.set(members[static_cast<std::size_t>(i)], column, sign * (total / size + (i < total % size ? 1 : 0)));
   }
+}
+
+TEST(window_norms_are_those_of_the_largest_lane) {
+  Matrix matrix(8);
+  Array<float> norms(Matrix::n / kPanel * long_windows(Matrix::k), NAN);
+  const auto check = [&](double first, double second) {
+    window_norms(matrix.packed(), norms.data());
+    CHECK_EQ(norms[0], static_cast<float>(std::sqrt(first)));
+    CHECK_EQ(norms[long_windows(Matrix::k)], static_cast<float>(std::sqrt(second)));
+  };
+  check(0, 0);
+  matrix.set(3, 5, -127);
+  matrix.set(95, 5, 100);  // the same lane: the second pair of a group
+  matrix.set(94, 5, 3);
+  matrix.set(93, 5, 90);  // another
+  matrix.set(3, 6, 101);
+  check(127 * 127 + 100 * 100 + 9, 0);
+  matrix.set(0, 16, 2);
+  matrix.set(92, 31, -3);
+  check(127 * 127 + 100 * 100 + 9, 9);
+  for (std::int64_t k = 0; k < Matrix::k; ++k) matrix.set(k, 20, k % 2 == 0 ? 127 : -127);
+  check(127 * 127 + 100 * 100 + 9, 48 * 127 * 127);
 }
 
 TEST(zeros_pass) {

@@ -59,7 +59,7 @@ class RandomModel {
   TensorTable table() const { return TensorTable(bytes.data(), static_cast<std::size_t>(bytes.size()), tensors); }
   Model load() const {
     TensorTable all = table();
-    return Model(plain.config, all);
+    return Model(plain.config, all, true);
   }
   template <typename T>
   T* data(const std::string& name) {
