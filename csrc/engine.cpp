@@ -13,7 +13,7 @@ namespace {
 
 // Texts are computed in chunks of about so many tokens: enough rows to use each weight panel many times while it is in
 // the cache, few enough that the activations stay there too.
-constexpr std::int64_t kChunkTokens = 192;
+constexpr std::int64_t kChunkTokens = 384;
 // What threads share ends in smaller chunks, of about so many tokens at least, the smallest last, so that all finish at
 // about the same time. Matrix products are as fast with so few rows.
 constexpr std::int64_t kLastChunkTokens = 48;

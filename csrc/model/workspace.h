@@ -11,7 +11,7 @@
 
 namespace agnews_fast {
 
-inline constexpr std::int64_t kFfnRows = 192;   // rows of a block of the feed-forward network, a multiple of kRowTile
+inline constexpr std::int64_t kFfnRows = 96;    // rows of a block of the feed-forward network, a multiple of kRowTile
 inline constexpr std::int64_t kQueryRows = 48;  // queries scored at a time, a multiple of kRowTile
 inline constexpr std::int64_t kTextBlock = 12;  // texts whose last attention is computed together, likewise
 
