@@ -35,6 +35,29 @@ bool divides_well(const std::vector<Batch>& chunks, int threads) {
   return *std::max_element(load.begin(), load.end()) * threads * 8 <= total * 9;
 }
 
+// Whole texts, about as many tokens in each part as the constants above say, the longest parts first where several
+// threads share them.
+std::vector<Batch> split(const Batch& batch, std::int64_t threads) {
+  std::vector<Batch> parts;
+  std::int64_t left = batch.tokens();
+  for (std::int64_t begin = 0, end = 0; begin < batch.texts; begin = end) {
+    // One thread takes equal parts; several take half of their share of what is left, as in a team (Barrier::take).
+    const std::int64_t rounds = (left + kChunkTokens - 1) / kChunkTokens;
+    const std::int64_t target =
+        threads == 1 ? (left + rounds - 1) / rounds : std::clamp(left / (2 * threads), kLastChunkTokens, kChunkTokens);
+    std::int64_t size = batch.length(end++);
+    while (end < batch.texts && size + batch.length(end) / 2 <= target) size += batch.length(end++);
+    parts.push_back(batch.slice(begin, end));
+    left -= size;
+  }
+  if (threads > 1) {
+    std::sort(parts.begin(), parts.end(), [](const Batch& a, const Batch& b) {
+      return a.tokens() != b.tokens() ? a.tokens() > b.tokens() : a.offsets < b.offsets;
+    });
+  }
+  return parts;
+}
+
 }  // namespace
 
 struct Engine::Process {
@@ -92,22 +115,8 @@ void Engine::check(const Batch& batch) const {
 }
 
 std::vector<Batch> Engine::chunks(const Batch& batch) const {
-  std::vector<Batch> parts;
-  std::int64_t left = batch.tokens();
-  for (std::int64_t begin = 0, end = 0; begin < batch.texts; begin = end) {
-    // One thread takes equal parts; several take half of their share of what is left, as in a team (Barrier::take).
-    const std::int64_t rounds = (left + kChunkTokens - 1) / kChunkTokens;
-    const std::int64_t target = threads_ == 1 ? (left + rounds - 1) / rounds
-                                              : std::clamp(left / (2 * threads_), kLastChunkTokens, kChunkTokens);
-    std::int64_t size = batch.length(end++);
-    while (end < batch.texts && size + batch.length(end) / 2 <= target) size += batch.length(end++);
-    parts.push_back(batch.slice(begin, end));
-    left -= size;
-  }
-  if (threads_ > 1) {
-    std::stable_sort(parts.begin(), parts.end(),
-                     [](const Batch& a, const Batch& b) { return a.tokens() > b.tokens(); });
-  }
+  std::vector<Batch> parts = split(batch, threads_);
+  if (threads_ > 1 && !divides_well(parts, threads_)) return split(batch, 1);  // for a team
   return parts;
 }
 

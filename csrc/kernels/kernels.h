@@ -43,8 +43,8 @@ struct PackedRows {
   const std::int32_t* zero_point;  // (rows)
   std::int64_t rows;
   std::int64_t k;  // multiple of kKBlock
-  // (tiles, long_windows(k)): at least sqrt(sum of u8^2) of every row's activations that meet in a 16-bit lane (two
-  // neighbouring k of each group) of that window. Null: not known.
+  // (tiles, long_windows(k)): the largest sqrt(sum of u8^2), rounded to float, of a row's activations that meet in a
+  // 16-bit lane (two neighbouring k of each group) of that window; or infinity. Null: not known.
   const float* window_norm = nullptr;
 };
 
@@ -64,8 +64,8 @@ struct PackedWeights {
   std::int64_t n;                      // multiple of kPanel
   std::int64_t k;                      // multiple of kKBlock
   int depth;                           // 4 or 8
-  // (n / 16, long_windows(k)): likewise sqrt(sum of weight^2) of every column's. By Cauchy and Schwarz a sum in a lane is
-  // at most the product of the two norms. Null: not known.
+  // (n / 16, long_windows(k)): likewise sqrt(sum of weight^2) of the panel's columns. By Cauchy and Schwarz a sum in a
+  // lane is at most the product of the two norms. Null: not known.
   const float* window_norm = nullptr;
 };
 

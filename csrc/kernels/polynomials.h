@@ -16,8 +16,8 @@ inline constexpr float kExp2[] = {0.0013264727f, 0.009671513f, 0.055507336f, 0.2
 inline constexpr float kExp2Lowest = -64.0f;  // below it 2^t is taken as 2^-64, which no sum or weight notices
 
 // Phi(t) = 0.5 + t * P(2 t^2 / clamp^2 - 1), the normal distribution function on |t| <= clamp; the fit minimises the
-// error of t * Phi(t), 1.9e-4 at most, less than a hundredth of a step of what quantises it. P(clamp) is such that Phi is
-// 0 and 1 at the clamp and so beyond it.
+// error of t * Phi(t), 1.9e-4 at most: less than a hundredth of a step of what quantises it, where a row's values span more
+// than 2.4. P(1) is such that Phi is 0 and 1 at the clamp and so beyond it.
 inline constexpr float kGeluClamp = 4.0f;
 inline constexpr float kGeluArgument = 0.125f;  // 2 / clamp^2
 inline constexpr float kGelu[] = {0.0059213755f, -0.016534539f, 0.0241479f, -0.03547605f,

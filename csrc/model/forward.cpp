@@ -47,8 +47,8 @@ void Forward::embed(const Batch& batch, const Member& member) {
 void Forward::after_attention(const EncoderLayer& layer, const Member& member, Rows& x) {
   quantize(x.qkv.data(), model_.config.qkv_stride(), x.rows, layer.out, member, x.quantized);
   member.barrier();
-  project(Stage::kOut, layer.out, x.quantized.view(x.rows, layer.out.input.k), member, panels_of(layer.out),
-          Activation::kNone, x.projected.data(), model_.config.padded_hidden());
+  project(Stage::kOut, layer.out, x.quantized.view(x.rows, layer.out), member, panels_of(layer.out), Activation::kNone,
+          x.projected.data(), model_.config.padded_hidden());
   member.barrier();
   add_norm(layer.attention_norm, member, x);
   quantize_hidden(x, layer.ffn1, member);
@@ -58,7 +58,7 @@ void Forward::after_attention(const EncoderLayer& layer, const Member& member, R
 
 void Forward::feed_forward(const EncoderLayer& layer, const Member& member, Rows& x) {
   const std::int64_t ffn = model_.config.padded_ffn(), hidden = model_.config.padded_hidden();
-  const PackedRows all = x.quantized.view(x.rows, layer.ffn1.input.k);
+  const PackedRows all = x.quantized.view(x.rows, layer.ffn1);
   for (std::int64_t begin = 0; begin < x.rows; begin += kFfnRows) {
     const std::int64_t rows = std::min(kFfnRows, x.rows - begin);
     const PackedRows block = {all.data + begin * all.k, all.scale + begin, all.zero_point + begin, rows, all.k};
@@ -67,7 +67,7 @@ void Forward::feed_forward(const EncoderLayer& layer, const Member& member, Rows
     member.barrier();
     quantize(ws_.inner.data(), ffn, rows, layer.ffn2, member, ws_.inner_quantized);
     member.barrier();
-    project(Stage::kFfn2, layer.ffn2, ws_.inner_quantized.view(rows, layer.ffn2.input.k), member, panels_of(layer.ffn2),
+    project(Stage::kFfn2, layer.ffn2, ws_.inner_quantized.view(rows, layer.ffn2), member, panels_of(layer.ffn2),
             Activation::kNone, x.projected.data() + begin * hidden, hidden);
     member.barrier();
   }

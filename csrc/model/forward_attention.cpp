@@ -13,8 +13,8 @@ void Forward::attention(const Linear& qkv, const Batch& batch, const Member& mem
     first_projection(qkv, batch, member);
   } else {
     quantize_hidden(tokens, qkv, member);
-    project(Stage::kQkv, qkv, tokens.quantized.view(tokens.rows, qkv.input.k), member, panels_of(qkv),
-            Activation::kNone, tokens.qkv.data(), model_.config.qkv_stride());
+    project(Stage::kQkv, qkv, tokens.quantized.view(tokens.rows, qkv), member, panels_of(qkv), Activation::kNone,
+            tokens.qkv.data(), model_.config.qkv_stride());
   }
   member.barrier();
   member.deal(batch.texts * heads, 1, [&](Range items) {
@@ -37,7 +37,7 @@ void Forward::first_projection(const Linear& qkv, const Batch& batch, const Memb
     quantize(gathered, model_.config.padded_hidden(), ws_.computed, qkv, member, tokens.quantized);
     member.barrier();
   }
-  const PackedRows x = tokens.quantized.view(ws_.computed, qkv.input.k);
+  const PackedRows x = tokens.quantized.view(ws_.computed, qkv);
   const StageTimer timer(observer_, Stage::kQkv);
   member.deal(panels_of(qkv).end, kDealtPanels, [&](Range panels) {
     if (x.rows > 0) {
@@ -144,8 +144,8 @@ void Forward::last_attention(const Batch& batch, const Member& member) {
   member.barrier();
   take_firsts(batch, member);
   quantize_hidden(firsts, last.query, member);
-  project(Stage::kQkv, last.query, firsts.quantized.view(firsts.rows, last.query.input.k), member,
-          panels_of(last.query), Activation::kNone, firsts.qkv.data(), stride);
+  project(Stage::kQkv, last.query, firsts.quantized.view(firsts.rows, last.query), member, panels_of(last.query),
+          Activation::kNone, firsts.qkv.data(), stride);
   for (std::int64_t begin = 0; begin < batch.texts; begin += kTextBlock) {
     const std::int64_t texts = std::min(kTextBlock, batch.texts - begin);
     float* q = firsts.qkv.data() + begin * stride;  // (texts, heads, head)
@@ -154,7 +154,7 @@ void Forward::last_attention(const Batch& batch, const Member& member) {
     const auto multiply = [&](const Linear& linear, std::int64_t head, const float* x, std::int64_t x_stride,
                               std::int64_t outputs, float* out, std::int64_t out_stride) {
       quantize(x, x_stride, texts, linear, Member{}, scratch.rows);
-      project(Stage::kQkv, linear, scratch.rows.view(texts, linear.input.k), Member{},
+      project(Stage::kQkv, linear, scratch.rows.view(texts, linear), Member{},
               {head * outputs / kPanel, (head + 1) * outputs / kPanel}, Activation::kNone, out, out_stride);
     };
     member.barrier();

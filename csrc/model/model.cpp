@@ -172,7 +172,7 @@ Model::Model(const Config& sizes, TensorTable& tensors, bool long_windows) : con
     layer.ffn2 = take("ffn2", config.padded_ffn(), hidden);
     layer.attention_norm = take_norm(tensors, name + "attention_norm", hidden);
     layer.output_norm = take_norm(tensors, name + "output_norm", hidden);
-    if (long_windows) add_window_norms(layer.ffn2);
+    if (long_windows && config.depth == kMaxDepth && config.levels <= 127) add_window_norms(layer.ffn2);
     layers.push_back(std::move(layer));
   }
   hidden_k = std::max(last_attention.query.input.k, last_attention.value.input.k);

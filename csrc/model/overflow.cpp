@@ -102,6 +102,7 @@ void check_weights(const PackedWeights& w, std::int64_t outliers, int levels, co
 void window_norms(const PackedWeights& w, float* norms) {
   for (std::int64_t panel = 0; panel < w.n / kPanel; ++panel, norms += long_windows(w.k)) {
     const std::int8_t* weights = w.data + panel * kPanel * w.k;
+    std::fill_n(norms, long_windows(w.k), 0.0f);
     for (std::int64_t window = 0; window < w.k / (kGroup * kLongDepth); ++window) {
       std::int32_t squares[kPairs] = {};
       for (int d = 0; d < kLongDepth; ++d, weights += kPanel * kGroup) {

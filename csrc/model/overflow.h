@@ -1,4 +1,4 @@
-// The proof that integer arithmetic is exact, done once when a model is loaded.
+// The proof that integer arithmetic is exact, done once when a model is loaded; and what kernels need to prove more.
 #pragma once
 
 #include <string>

@@ -18,9 +18,10 @@ inline constexpr std::int64_t kTextBlock = 12;  // texts whose last attention is
 // Rows quantised for a matrix product.
 struct QuantizedRows {
   void grow(std::int64_t rows, std::int64_t k);
-  // The first `rows` of them, as rows of k.
-  PackedRows view(std::int64_t rows, std::int64_t k) {
-    return {packed.data(), scale.data(), zero_point.data(), rows, k, window_norm.data()};
+  // The first `rows` of them, as they were quantised for `linear`.
+  PackedRows view(std::int64_t rows, const Linear& linear) {
+    const float* norms = linear.weights.window_norm == nullptr ? nullptr : window_norm.data();
+    return {packed.data(), scale.data(), zero_point.data(), rows, linear.input.k, norms};
   }
 
   AlignedBuffer<std::uint8_t> packed;      // tiles of (rows, k)

@@ -69,8 +69,8 @@ struct Member {
   void barrier() const {
     if (shared != nullptr) shared->wait();
   }
-  // Calls work(range) for parts of 0..n until the team has done all: who is free takes the next, large parts first, so
-  // that a member that the system slows down hardly holds up the others. At most one such loop between two barriers.
+  // Calls work(range) for parts of 0..n until the team has done all: who is free takes the next, large parts first. So
+  // all end at about the same time, also when the system slows one down. At most one such loop between two barriers.
   template <typename Work>
   void deal(std::int64_t n, std::int64_t part, const Work& work) const {
     if (shared == nullptr) {

@@ -175,7 +175,7 @@ void randomize_scales(Problem& problem, Random& random) {
 }
 
 double gelu(double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); }
-// The polynomial's absolute error on the clamped range; beyond, Phi is off by a rounding at most.
+// The polynomial's absolute error on the clamped range; beyond, Phi is off by 3.2e-5 at most and x by a rounding.
 double gelu_error(double x) { return 1.9e-4 + 1e-7 * std::fabs(x); }
 constexpr double kGeluSlope = 1.13;  // the steepest that gelu gets
 

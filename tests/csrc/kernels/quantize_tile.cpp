@@ -201,6 +201,26 @@ TEST_EACH_ISA(quantize_tile_of_extreme_rows) {
   }
 }
 
+// What GELU leaves: most levels are small. run() compares the norms.
+TEST_EACH_ISA(quantize_tile_of_rows_whose_norms_are_finite) {
+  Random random(13);
+  for (std::int64_t rows = 1; rows <= kRowTile; ++rows) {
+    for (const std::int64_t columns : {80, 96, 112, 192, 768, 3072}) {
+      for (std::int64_t largest = 0; largest < rows; ++largest) {
+        const check::Scope scope("rows ", rows, ", columns ", columns, ", the largest ", largest);
+        Tile tile(rows, columns, columns / 100, 127);
+        for (std::int64_t row = 0; row < rows; ++row) {
+          const double spread = row == largest ? 14.0 : 10.0;
+          for (std::int64_t c = 0; c < columns; ++c) tile.at(row, c) = static_cast<float>(random.uniform(0.0, spread));
+          tile.at(row, random.integer(0, columns - 1)) = 127.0f;
+        }
+        tile.run(kernels);
+        for (std::int64_t row = 0; row < rows; ++row) tile.check_row(row);
+      }
+    }
+  }
+}
+
 TEST_EACH_ISA(quantize_tile_uses_the_whole_range) {
   for (const int levels : {127, 255}) {
     Tile tile(3, 16, 0, levels);
