@@ -45,7 +45,10 @@ float quantize_s16(const float* x, std::int64_t stride, std::int64_t rows, std::
                    Operand16 operand, std::int16_t* out) {
   I32x16 bits = I32x16::zero();
   for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t c = 0; c < columns; c += kLanes) bits = max(bits, I32x16::magnitude_bits(x + r * stride + c));
+    for (std::int64_t c = 0; c < columns; c += kLanes) {
+      bits = max(bits, I32x16::magnitude_bits(x + r * stride + c));
+      prefetch(x + r * stride + columns + c);
+    }
   }
   const std::int32_t highest = bits.highest();
   float largest;

@@ -7,8 +7,7 @@
 namespace agnews_fast {
 namespace {
 
-// Fetches the weights that come next into the second-level cache, a few lines at a time between the products: hardware
-// prefetchers stop at every 4 KiB.
+// Fetches the weights that come next into the second-level cache, a few lines at a time between the products.
 struct Prefetch {
   const std::int8_t* next;
   std::int64_t lines;  // of 64 bytes, a block of kKBlock
@@ -67,6 +66,12 @@ inline void for_each_row_tile(const PackedRows& a, const PackedWeights& w, std::
                            out + row * out_stride + panel * kPanel,
                            out_stride,
                            {next + fetched * blocks * 64, fetched < block_lines ? lines : 0}};
+    // A store that waits for its line holds up all later ones, and the products store their sums all the time.
+    for (std::int64_t r = 0; r < kRowTile && row + r < a.rows; ++r) {
+      for (std::int64_t p = 0; p < panels; ++p) {
+        _mm_prefetch(reinterpret_cast<const char*>(tile.out + r * out_stride + p * kPanel), _MM_HINT_T0);
+      }
+    }
     switch (a.rows - row) {
       case 1:
         Kernel<1>::run(tile, w, context...);
