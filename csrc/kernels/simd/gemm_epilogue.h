@@ -7,13 +7,15 @@
 namespace agnews_fast {
 namespace {
 
-// Fetches the weights that come next into the second-level cache, a few lines at a time between the products.
+// Fetches the weights that come next, a few lines at a time between the products. Into the first-level cache, though many
+// will have left it for the second when they are needed: to fetch them into the second right away (_MM_HINT_T1) was 2 %
+// slower for a text of 48 tokens, and 5 % with pages of 4 KiB. Without fetching it was 17 %.
 struct Prefetch {
   const std::int8_t* next;
   std::int64_t lines;  // of 64 bytes, a block of kKBlock
 
   inline void block() {
-    for (std::int64_t i = 0; i < lines; ++i, next += 64) _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
+    for (std::int64_t i = 0; i < lines; ++i, next += 64) _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
   }
 };
 
