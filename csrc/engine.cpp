@@ -114,12 +114,6 @@ void Engine::check(const Batch& batch) const {
   }
 }
 
-std::vector<Batch> Engine::chunks(const Batch& batch) const {
-  std::vector<Batch> parts = split(batch, threads_);
-  if (threads_ > 1 && !divides_well(parts, threads_)) return split(batch, 1);  // for a team
-  return parts;
-}
-
 std::unique_ptr<Workspace> Engine::take_workspace(const Batch& batch, int members) {
   Process& here = process();
   std::unique_ptr<Workspace> workspace;
@@ -147,12 +141,12 @@ void Engine::run_alone(const Batch& chunk, float* logits, float* first_token) {
   give_back(std::move(workspace));
 }
 
-void Engine::run_together(ThreadPool& threads, const std::vector<Batch>& chunks, const Batch& batch, float* logits,
-                          float* first_token) {
+void Engine::run_together(ThreadPool& threads, const Batch& batch, float* logits, float* first_token) {
   const auto logits_of = [&](const Batch& chunk) { return logits + (chunk.offsets - batch.offsets) * config().labels; };
   const auto first_token_of = [&](const Batch& chunk) {
     return first_token + (chunk.offsets - batch.offsets) * config().hidden;
   };
+  const std::vector<Batch> chunks = split(batch, threads.size());
   if (divides_well(chunks, threads.size())) {
     std::vector<std::unique_ptr<Workspace>> workspaces;
     for (int rank = 0; rank < threads.size(); ++rank) workspaces.push_back(take_workspace(batch.slice(0, 0), 1));
@@ -174,8 +168,8 @@ void Engine::run_together(ThreadPool& threads, const std::vector<Batch>& chunks,
     if (out_of_memory) throw std::bad_alloc();
     return;
   }
-  for (const Batch& chunk : chunks) {
-    const int members = std::min(threads.size(), largest_team_);
+  const int members = std::min(threads.size(), largest_team_);
+  for (const Batch& chunk : split(batch, 1)) {
     std::unique_ptr<Workspace> workspace = take_workspace(chunk, members);
     Barrier barrier(members);
     threads.run([&](int rank) {
@@ -190,20 +184,20 @@ void Engine::run_together(ThreadPool& threads, const std::vector<Batch>& chunks,
 void Engine::run(const Batch& batch, float* logits, float* first_token) {
   check(batch);
   const FloatEnvironment environment;
-  const std::vector<Batch> parts = chunks(batch);
-  for (std::size_t i = 0; i < parts.size(); ++i) {
+  for (const Batch& chunk : split(batch, 1)) {
+    const std::int64_t first = chunk.offsets - batch.offsets;
+    float* const logits_left = logits + first * config().labels;
+    float* const first_token_left = first_token + first * config().hidden;
     if (threads_ > 1) {
       // Other callers may hold the pool; then this thread goes on alone, and asks again after each chunk.
       ThreadPool& shared = process().threads;
       const std::unique_lock<ThreadPool> lock(shared, std::try_to_lock);
       if (lock.owns_lock()) {
-        run_together(shared, std::vector<Batch>(parts.begin() + static_cast<std::ptrdiff_t>(i), parts.end()), batch,
-                     logits, first_token);
+        run_together(shared, batch.slice(first, batch.texts), logits_left, first_token_left);
         return;
       }
     }
-    const std::int64_t first = parts[i].offsets - batch.offsets;
-    run_alone(parts[i], logits + first * config().labels, first_token + first * config().hidden);
+    run_alone(chunk, logits_left, first_token_left);
   }
 }
 
@@ -212,7 +206,7 @@ void Engine::observe(const Batch& batch, const Observer& observer) {
   const FloatEnvironment environment;
   std::vector<float> logits(static_cast<std::size_t>(batch.texts * config().labels));
   std::vector<float> first_token(static_cast<std::size_t>(batch.texts * config().hidden));
-  for (const Batch& chunk : chunks(batch)) {
+  for (const Batch& chunk : split(batch, 1)) {
     std::unique_ptr<Workspace> workspace = take_workspace(chunk, 1);
     Forward(model_, kernels_, *workspace, observer).run(chunk, Member{}, logits.data(), first_token.data());
     give_back(std::move(workspace));

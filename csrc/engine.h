@@ -48,11 +48,9 @@ class Engine {
   struct Process;  // threads and scratch memory, which belong to one process
 
   void check(const Batch& batch) const;
-  std::vector<Batch> chunks(const Batch& batch) const;
   void run_alone(const Batch& chunk, float* logits, float* first_token);
   void observe(const Batch& batch, const Observer& observer);
-  void run_together(ThreadPool& threads, const std::vector<Batch>& chunks, const Batch& batch, float* logits,
-                    float* first_token);
+  void run_together(ThreadPool& threads, const Batch& batch, float* logits, float* first_token);
   Process& process();
   std::unique_ptr<Workspace> take_workspace(const Batch& batch, int members);
   void give_back(std::unique_ptr<Workspace> workspace);

@@ -72,16 +72,19 @@ std::shared_ptr<AlignedBuffer<T>> buffer(std::int64_t size, const std::function<
   return data;
 }
 
+constexpr std::int64_t kColdCopies = 40;  // of 2.4 MB: more than most last-level caches
+
 std::mt19937 random_bits(1);
 
 float uniform() { return std::uniform_real_distribution<float>(-1.0f, 1.0f)(random_bits); }
 
-// Outlier density as in the packaged model: 0.007 % of the weights. Long windows where it has them: in ffn2.
+// Outlier density as in the packaged model: 0.007 % of the weights. Long windows where it has them: in ffn2. Each call
+// takes the next of so many copies of the weights: with many they come from memory, as in a forward pass of one text.
 Case gemm_case(const Kernels& kernels, std::int64_t rows, std::int64_t k, std::int64_t n, int depth,
-               Activation activation) {
+               Activation activation, std::int64_t copies = 1) {
   const auto outliers_before = [&](std::int64_t panel) { return panel * kPanel * k * 7 / 100000; };
   auto activations = buffer<std::uint8_t>(rows * k, [] { return static_cast<std::uint8_t>(random_bits() % 128); });
-  auto weights = buffer<std::int8_t>(n * k, [] { return static_cast<std::int8_t>(random_bits() % 13 - 6); });
+  auto weights = buffer<std::int8_t>(copies * n * k, [] { return static_cast<std::int8_t>(random_bits() % 13 - 6); });
   auto row_scale = buffer<float>(rows, [] { return 0.01f; });
   auto column_scale = buffer<float>(n, [] { return 0.01f; });
   auto bias = buffer<float>(n, uniform);
@@ -98,20 +101,24 @@ Case gemm_case(const Kernels& kernels, std::int64_t rows, std::int64_t k, std::i
   auto row_norm = buffer<float>((rows + kRowTile - 1) / kRowTile * windows, [] { return 600.0f; });
   auto weight_norm = buffer<float>(n / kPanel * windows, [] { return 40.0f; });
   auto out = buffer<float>(rows * n, [] { return 0.0f; });
-  const char* name = activation == Activation::kGelu ? "gemm+gelu" : depth == 8 ? "gemm" : "gemm depth 4";
+  const char* name = activation == Activation::kGelu ? "gemm+gelu"
+                     : copies > 1                    ? "gemm cold"
+                     : depth == 8                    ? "gemm"
+                                                     : "gemm depth 4";
   return {kernels.name,
           name,
           std::to_string(rows) + " x " + std::to_string(k) + " x " + std::to_string(n),
           "MAC",
           static_cast<double>(rows * k * n),
-          [=, &kernels] {
+          [=, &kernels, copy = std::int64_t{0}]() mutable {
+            copy = (copy + 1) % copies;
             const PackedRows a = {activations->data(),
                                   row_scale->data(),
                                   zero_point->data(),
                                   rows,
                                   k,
                                   windows > 0 ? row_norm->data() : nullptr};
-            const PackedWeights w = {weights->data(),
+            const PackedWeights w = {weights->data() + copy * n * k,
                                      column_scale->data(),
                                      bias->data(),
                                      column_sum->data(),
@@ -245,6 +252,9 @@ int main(int argc, char** argv) {
     }
     for (const std::int64_t rows : {1, 2, 3, 6, 12}) {
       cases.push_back(gemm_case(*kernels, rows, 768, 2304, 8, Activation::kNone));
+    }
+    for (const auto& [k, n] : {std::pair<std::int64_t, std::int64_t>{768, 3072}, {3072, 768}}) {
+      cases.push_back(gemm_case(*kernels, 48, k, n, 8, Activation::kNone, kColdCopies));
     }
     cases.push_back(gemm_case(*kernels, 96, 768, 3072, 4, Activation::kNone));
     cases.push_back(gemm_case(*kernels, 96, 768, 3072, 8, Activation::kGelu));

@@ -13,6 +13,12 @@ namespace {
 
 constexpr int kPairs = kPanel * kGroup / 2;  // 16-bit lanes of one group of a panel
 
+// The weights of a pair that was loaded as one value: to gather every second byte takes compilers' SIMD code longer.
+inline std::int16_t first_of(std::int16_t pair) {
+  return static_cast<std::int16_t>(static_cast<std::int16_t>(pair << 8) >> 8);
+}
+inline std::int16_t second_of(std::int16_t pair) { return static_cast<std::int16_t>(pair >> 8); }
+
 [[noreturn]] void fail(const std::string& where, std::int64_t column, const std::string& what) {
   throw ModelError(where + ", output column " + std::to_string(column) + ": " + what);
 }
@@ -47,15 +53,13 @@ void check_weights(const PackedWeights& w, std::int64_t outliers, int levels, co
     const std::int8_t* weights = w.data + panel * kPanel * w.k;
     std::int16_t lowest = 0;
     for (std::int64_t group = 0; group < w.k / kGroup; group += w.depth) {
-      // Plain loops over fixed arrays, which compilers turn into SIMD: this reads every weight. A pair is loaded as one
-      // value and split by shifts, since to gather every second byte takes them longer.
+      // Plain loops over fixed arrays, which compilers turn into SIMD: this reads every weight.
       std::int16_t sum[kPairs] = {}, positive[kPairs] = {};
       for (int d = 0; d < w.depth; ++d, weights += kPanel * kGroup) {
         std::int16_t pairs[kPairs];
         std::memcpy(pairs, weights, sizeof(pairs));
         for (int i = 0; i < kPairs; ++i) {
-          const std::int16_t a = static_cast<std::int16_t>(static_cast<std::int16_t>(pairs[i] << 8) >> 8);
-          const std::int16_t b = static_cast<std::int16_t>(pairs[i] >> 8);
+          const std::int16_t a = first_of(pairs[i]), b = second_of(pairs[i]);
           sum[i] = static_cast<std::int16_t>(sum[i] + a + b);
           positive[i] =
               static_cast<std::int16_t>(positive[i] + std::max<std::int16_t>(a, 0) + std::max<std::int16_t>(b, 0));
@@ -109,8 +113,7 @@ void window_norms(const PackedWeights& w, float* norms) {
         std::int16_t pairs[kPairs];
         std::memcpy(pairs, weights, sizeof(pairs));
         for (int i = 0; i < kPairs; ++i) {
-          const std::int16_t a = static_cast<std::int16_t>(static_cast<std::int16_t>(pairs[i] << 8) >> 8);
-          const std::int16_t b = static_cast<std::int16_t>(pairs[i] >> 8);
+          const std::int16_t a = first_of(pairs[i]), b = second_of(pairs[i]);
           squares[i] += static_cast<std::int16_t>(a * a + b * b);  // at most 2 x 127^2
         }
       }

@@ -56,6 +56,7 @@ class Random {
   std::mt19937_64 bits_;
 };
 
+inline constexpr float kUntouched = 4321.0f;      // what fills arrays, to see what is written
 inline constexpr double kUnitRoundoff = 0x1p-24;  // of float: half the gap between 1 and the next
 
 }  // namespace agnews_fast

@@ -15,7 +15,7 @@ struct Prefetch {
   std::int64_t lines;  // of 64 bytes, a block of kKBlock
 
   inline void block() {
-    for (std::int64_t i = 0; i < lines; ++i, next += 64) _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
+    for (std::int64_t i = 0; i < lines; ++i, next += 64) prefetch_l1(next);
   }
 };
 
@@ -71,7 +71,7 @@ inline void for_each_row_tile(const PackedRows& a, const PackedWeights& w, std::
     // A store that waits for its line holds up all later ones, and the products store their sums all the time.
     for (std::int64_t r = 0; r < kRowTile && row + r < a.rows; ++r) {
       for (std::int64_t p = 0; p < panels; ++p) {
-        _mm_prefetch(reinterpret_cast<const char*>(tile.out + r * out_stride + p * kPanel), _MM_HINT_T0);
+        prefetch_l1(tile.out + r * out_stride + p * kPanel);
       }
     }
     switch (a.rows - row) {

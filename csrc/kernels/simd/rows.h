@@ -18,8 +18,10 @@
 namespace agnews_fast {
 namespace {
 
-// Fetches what comes next into the second-level cache: hardware prefetchers stop at every 4 KiB.
-inline void prefetch(const float* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+// Fetch a line that is needed later into the first-level or the second-level cache: hardware prefetchers stop at every
+// 4 KiB. p may lie past the end of an array.
+inline void prefetch_l1(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+inline void prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 template <int N>
 inline F32x16 horner(const float (&coefficients)[N], F32x16 x) {
@@ -98,7 +100,7 @@ void quantize_rows(const float* x, std::int64_t stride, const Quantization& q, s
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const F32x16 v = F32x16::load(x + r * stride + c) * divisor;
-      prefetch(x + (r + R) * stride + c);
+      prefetch_l2(x + (r + R) * stride + c);
       // Conversion rounds to nearest; saturation clamps at 0 (a NaN converts to the least integer) and 255.
       level[r] = _mm_min_epu8(fma(v, F32x16::broadcast(inverse[r]), F32x16::broadcast(zero[r])).to_u8(), highest);
     }
@@ -167,8 +169,8 @@ inline void layer_norm_rows(const float* x, const float* residual, std::int64_t 
     for (int r = 0; r < R; ++r) {
       // The padding stays 0 even where mean * rstd overflows.
       fma((value(r, c) - mean[r]) * rstd[r], g, b).first(columns - c).store(out + r * stride + c);
-      prefetch(x + (r + R) * stride + c);
-      if (residual) prefetch(residual + (r + R) * stride + c);
+      prefetch_l2(x + (r + R) * stride + c);
+      if (residual) prefetch_l2(residual + (r + R) * stride + c);
     }
   }
 }

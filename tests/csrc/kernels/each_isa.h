@@ -19,6 +19,18 @@ inline void for_each_isa(const char* test, void (*run)(const Kernels&)) {
   CHECK(ran > 0);
 }
 
+// What PackedRows::window_norm bounds in one row of levels (k), squared: the larger sum of squares, of the first and of
+// the second pair of every group.
+template <typename Level>
+double long_window_squares(std::int64_t window, const Level& level) {
+  const std::int64_t length = kGroup * kLongDepth;
+  double squares[2] = {};
+  for (std::int64_t at = window * length; at < (window + 1) * length; ++at) {
+    squares[at / 2 % 2] += static_cast<double>(level(at)) * level(at);
+  }
+  return squares[0] > squares[1] ? squares[0] : squares[1];
+}
+
 // The specification that every other instruction set must equal bit for bit.
 inline const Kernels& scalar_kernels() { return select_kernels("scalar"); }
 

@@ -11,8 +11,6 @@
 namespace agnews_fast {
 namespace {
 
-constexpr float kUntouched = -54321.0f;
-
 struct Sizes {
   std::int64_t rows, n, k;
   int levels, depth;
@@ -100,16 +98,12 @@ struct Problem {
     }
     check_weights(right(), count, levels, "weights");
     window_norms(right(), weight_norm.data());
-    const std::int64_t window = kGroup * kLongDepth;
     std::fill(row_norm.begin(), row_norm.end(), 0.0f);
     for (std::int64_t row = 0; row < rows; ++row) {
-      for (std::int64_t i = 0; i < k / window; ++i) {
-        double squares[2] = {};  // of the first and the second pair of every group
-        for (std::int64_t at = i * window; at < (i + 1) * window; ++at) {
-          squares[at / 2 % 2] += static_cast<double>(activation(row, at)) * activation(row, at);
-        }
+      for (std::int64_t i = 0; i < k / (kGroup * kLongDepth); ++i) {
+        const double squares = long_window_squares(i, [&](std::int64_t at) { return activation(row, at); });
         float& norm = row_norm[row / kRowTile * long_windows(k) + i];
-        norm = std::max(norm, static_cast<float>(std::sqrt(std::max(squares[0], squares[1]))));
+        norm = std::max(norm, static_cast<float>(std::sqrt(squares)));
       }
     }
     // The exact sums, by definition.

@@ -28,7 +28,6 @@ void check_product(const Kernels& kernels, const Shape& shape, Random& random) {
   }
   a[0] = -0.0f;
   b[0] = 1e4f;
-  constexpr float kUntouched = 12345.0f;
   Array<float> c((m - 1) * c_stride + n, kUntouched), specified((m - 1) * c_stride + n, kUntouched);
   const auto run = [&](const Kernels& which, Array<float>& out) {
     which.gemm_f32(a.data(), a_stride, b.data(), b_stride, b_panel_stride, m, n, k, scaled ? scale.data() : nullptr,

@@ -9,7 +9,6 @@ namespace agnews_fast {
 namespace {
 
 constexpr std::int32_t kUntouchedSum = 4321;
-constexpr float kUntouched = 4321.0f;
 
 struct Product {
   Product(std::int64_t row_count, std::int64_t column_count, std::int64_t depth, std::int64_t extra_stride = 0)

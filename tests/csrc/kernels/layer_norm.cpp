@@ -10,7 +10,6 @@ namespace {
 
 constexpr std::int64_t kWidths[] = {1, 2, 7, 15, 16, 17, 31, 120, 128, 768, 1000};
 constexpr float kEpsilon = 1e-12f;
-constexpr float kUntouched = 4321.0f;
 
 struct Rows {
   Rows(std::int64_t row_count, std::int64_t width, std::int64_t extra_stride = 0)

@@ -10,8 +10,6 @@
 namespace agnews_fast {
 namespace {
 
-constexpr float kUntouched = -54321.0f;
-
 struct Tile {
   Tile(std::int64_t row_count, std::int64_t column_count, std::int64_t split_count, int level_count,
        std::int64_t spare_k = 0)
@@ -56,7 +54,6 @@ struct Tile {
   }
 
   void check_norms(const Kernels& kernels, const Array<float>& norms) const {
-    const std::int64_t length = kGroup * kLongDepth;
     for (std::int64_t i = 0; i < norms.size(); ++i) {
       const check::Scope scope("long window ", i);
       if (!kernels.long_windows) {
@@ -64,12 +61,8 @@ struct Tile {
         continue;
       }
       double largest = 0.0;
-      for (std::int64_t row = 0; row < rows && (i + 1) * length <= k; ++row) {
-        double squares[2] = {};  // of the first and the second pair of every group
-        for (std::int64_t slot = i * length; slot < (i + 1) * length; ++slot) {
-          squares[slot / 2 % 2] += static_cast<double>(level(row, slot)) * level(row, slot);
-        }
-        largest = std::max({largest, squares[0], squares[1]});
+      for (std::int64_t row = 0; row < rows && i < k / (kGroup * kLongDepth); ++row) {
+        largest = std::max(largest, long_window_squares(i, [&](std::int64_t slot) { return level(row, slot); }));
       }
       // Where a sum of squares does not fit 16 bits, or activations do not fit 7, it may be infinite.
       if (norms[i] == INFINITY) {

@@ -12,7 +12,6 @@ namespace {
 
 // The polynomial's error is 1.9e-9; what remains is the rounding of its last steps.
 constexpr double kExpError = 2e-7;
-constexpr float kUntouched = 4321.0f;
 constexpr double kExpFloor = 1.7e-38;  // what exp gives far below, see polynomials.h
 
 // Rows of the same length, `extra_stride` apart beyond their padding.

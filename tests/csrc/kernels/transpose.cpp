@@ -9,7 +9,6 @@ namespace {
 
 TEST_EACH_ISA(transpose_moves_every_element_and_pads_with_zeros) {
   Random random(60);
-  constexpr float kUntouched = 4321.0f;
   for (const std::int64_t columns : {16, 48, 64}) {
     for (std::int64_t rows = 1; rows <= 65; ++rows) {
       for (const std::int64_t extra : {0, 16}) {
