@@ -41,7 +41,8 @@ std::vector<Batch> split(const Batch& batch, std::int64_t threads) {
   std::vector<Batch> parts;
   std::int64_t left = batch.tokens();
   for (std::int64_t begin = 0, end = 0; begin < batch.texts; begin = end) {
-    // One thread takes equal parts; several take half of their share of what is left, as in a team (Barrier::take).
+    // One thread takes equal parts; several take half of their share of what is left ("guided self-scheduling",
+    // Polychronopoulos and Kuck 1987).
     const std::int64_t rounds = (left + kChunkTokens - 1) / kChunkTokens;
     const std::int64_t target =
         threads == 1 ? (left + rounds - 1) / rounds : std::clamp(left / (2 * threads), kLastChunkTokens, kChunkTokens);

@@ -2,8 +2,10 @@
 // step needs all of the step before.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 
 namespace agnews_fast {
 
@@ -11,17 +13,20 @@ struct Range {
   std::int64_t begin, end;
 };
 
+// Part `rank` of `size` equal ones of 0..n.
+inline Range equal_part(std::int64_t n, int rank, int size) { return {n * rank / size, n * (rank + 1) / size}; }
+
 // Waits until `size` threads have arrived. Spins for some microseconds (steps are that short), then sleeps.
 // Between two waits it deals out one loop's work.
 class Barrier {
  public:
-  explicit Barrier(int size) : size_(size) {}
+  explicit Barrier(int size) : size_(size), dealt_(std::make_unique<Dealt[]>(static_cast<std::size_t>(size))) {}
 
   void wait() {
     const std::uint32_t phase = phase_.load(std::memory_order_acquire);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
       arrived_.store(0, std::memory_order_relaxed);
-      dealt_.store(0, std::memory_order_relaxed);
+      for (int rank = 0; rank < size_; ++rank) dealt_[rank].things.store(0, std::memory_order_relaxed);
       phase_.store(phase + 1, std::memory_order_release);
       phase_.notify_all();
       return;
@@ -33,15 +38,18 @@ class Barrier {
     phase_.wait(phase, std::memory_order_acquire);
   }
 
-  // The next of `n` things to do, which count from 0 after every wait; none at the end. Half of a member's share of what
-  // is left ("guided self-scheduling", Polychronopoulos and Kuck 1987), in multiples of `part`.
-  Range take(std::int64_t n, std::int64_t part) {
-    std::int64_t begin = dealt_.load(std::memory_order_relaxed);
+  // The next of the things in `share`, which is that of member `rank`; none at the end. Half of what is left of it, in
+  // multiples of `part`. After every wait nothing has been taken.
+  Range take(int rank, Range share, std::int64_t part) {
+    std::atomic<std::int64_t>& taken = dealt_[rank].things;
+    std::int64_t before = taken.load(std::memory_order_relaxed);
     for (;;) {
-      if (begin >= n) return {n, n};
-      const std::int64_t parts = (n - begin) / (2 * size_ * part);
-      const std::int64_t end = begin + part * (parts < 1 ? 1 : parts);
-      if (dealt_.compare_exchange_weak(begin, end, std::memory_order_relaxed)) return {begin, end < n ? end : n};
+      const std::int64_t begin = share.begin + before, left = share.end - begin;
+      if (left <= 0) return {share.end, share.end};
+      const std::int64_t things = std::min(left, std::max(left / (2 * part), std::int64_t{1}) * part);
+      if (taken.compare_exchange_weak(before, before + things, std::memory_order_relaxed)) {
+        return {begin, begin + things};
+      }
     }
   }
 
@@ -54,10 +62,14 @@ class Barrier {
 #endif
   }
 
+  struct alignas(64) Dealt {  // each in a cache line of its own
+    std::atomic<std::int64_t> things{0};
+  };
+
   const int size_;
   std::atomic<int> arrived_{0};
   std::atomic<std::uint32_t> phase_{0};
-  std::atomic<std::int64_t> dealt_{0};
+  std::unique_ptr<Dealt[]> dealt_;  // (size): of each member's share
 };
 
 // One thread's place in its team.
@@ -69,18 +81,27 @@ struct Member {
   void barrier() const {
     if (shared != nullptr) shared->wait();
   }
-  // Calls work(range) for parts of 0..n until the team has done all: who is free takes the next, large parts first. So
-  // all end at about the same time, also when the system slows one down. At most one such loop between two barriers.
+  // Calls work(range) for parts of 0..n until the team has done all. Each member takes its own share, large parts first;
+  // who has done so takes what others have left, so that all end at about the same time, also when the system slows one
+  // down. One part follows on the other: what a product fetches ahead is then what it needs next. At most one such loop
+  // between two barriers.
   template <typename Work>
   void deal(std::int64_t n, std::int64_t part, const Work& work) const {
     if (shared == nullptr) {
       work(Range{0, n});
       return;
     }
-    for (Range range = shared->take(n, part); range.begin < n; range = shared->take(n, part)) work(range);
+    for (int i = 0; i < size; ++i) {
+      const int other = (rank + i) % size;
+      const Range whole = equal_part(n, other, size);
+      for (Range range = shared->take(other, whole, part); range.begin < range.end;
+           range = shared->take(other, whole, part)) {
+        work(range);
+      }
+    }
   }
   // This member's part of 0..n, the same one every time.
-  Range share(std::int64_t n) const { return {n * rank / size, n * (rank + 1) / size}; }
+  Range share(std::int64_t n) const { return equal_part(n, rank, size); }
 };
 
 }  // namespace agnews_fast

@@ -47,7 +47,7 @@ float quantize_s16(const float* x, std::int64_t stride, std::int64_t rows, std::
   for (std::int64_t r = 0; r < rows; ++r) {
     for (std::int64_t c = 0; c < columns; c += kLanes) {
       bits = max(bits, I32x16::magnitude_bits(x + r * stride + c));
-      prefetch_l2(x + r * stride + columns + c);
+      prefetch_l2(x + r * stride + columns + c);  // the next head's
     }
   }
   const std::int32_t highest = bits.highest();

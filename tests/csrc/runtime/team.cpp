@@ -87,6 +87,22 @@ TEST(a_team_does_every_part_of_a_loop_once) {
   }
 }
 
+TEST(a_member_takes_its_own_share_first_one_part_after_the_other) {
+  Barrier barrier(3);
+  std::vector<Range> parts;
+  Member{1, 3, &barrier}.deal(60, 2, [&](Range range) { parts.push_back(range); });
+  std::int64_t next = 20, largest = 10;  // of its own share; then the third's, then the first's
+  for (const Range& part : parts) {
+    const check::Scope scope("part from ", part.begin);
+    if (next % 20 == 0) largest = 10;  // half a share
+    CHECK_EQ(part.begin, next);
+    CHECK(part.end - part.begin >= 2 && part.end - part.begin <= largest);
+    largest = part.end - part.begin;
+    next = part.end % 60;
+  }
+  CHECK_EQ(next, 20);
+}
+
 TEST(a_member_that_is_held_up_leaves_what_it_has_not_taken_to_the_others) {
   constexpr std::int64_t kItems = 40;
   Barrier barrier(2);
