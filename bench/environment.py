@@ -11,15 +11,15 @@ from typing import Any
 NOTED_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8")
 
 
-def worker_environment(threads: int, limits: Mapping[str, str]) -> dict[str, str]:
+def worker_environment(threads: int, streams: int, limits: Mapping[str, str]) -> dict[str, str]:
     """The driver's environment with the number of threads and other limits on top, for a peer's process."""
-    count = str(threads)
+    count = str(threads // streams)
     return {
         **os.environ,
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,
         "OPENBLAS_NUM_THREADS": count,
-        "RAYON_NUM_THREADS": count,  # the tokenizer's pool
+        "RAYON_NUM_THREADS": str(threads),  # the tokenizer's pool
         "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
         **limits,
     }

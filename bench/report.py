@@ -91,7 +91,10 @@ def _peers(results: Results) -> list[str]:
     lines = ["| peer | status | versions | batch size (threads: size) |", "|---|---|---|---|"]
     for name, peer in results["peers"].items():
         versions = ", ".join(f"{package} {version}" for package, version in peer["versions"].items())
-        sizes = ", ".join(f"{threads}: {size or 'all'}" for threads, size in peer["batch_size"].items())
+        sizes = ", ".join(
+            f"{threads}: {size or 'all'}" + (f", {streams} at a time" if streams > 1 else "")
+            for (threads, size), streams in zip(peer["batch_size"].items(), peer["streams"].values(), strict=True)
+        )
         status = f"{peer['status']} ({peer['described']})" if peer["described"] else peer["status"]
         lines.append(f"| {peer['title']} (`{name}`) | {_cell(status)} | {versions} | {sizes} |")
     return lines
@@ -111,7 +114,7 @@ def _headline(results: Results) -> list[str]:
             ours = next((one for one in own if one["peer"] == OURS), None)
             int8 = [one for one in own if one["counts"] and results["peers"][one["peer"]]["precision"] == "int8"]
             rivals = _by_value([one for one in int8 if one["peer"] != OURS])
-            if ours is None or ours["higher_is_better"] is None or not rivals:
+            if ours is None or not ours["counts"] or ours["higher_is_better"] is None or not rivals:
                 continue
             fp32 = next((one for one in own if one["peer"] == FP32_PEER), None)
             lines.append(

@@ -1,5 +1,6 @@
 """Medians, spreads and ratios of values that come one a round."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,3 +33,13 @@ def advantage(ours: Sequence[float], theirs: Sequence[float], *, higher_is_bette
 def agreement(labels: Sequence[int], reference: Sequence[int]) -> float:
     """Share of equal labels."""
     return float(np.mean(np.asarray(labels) == np.asarray(reference)))
+
+
+def chance_of_errors(errors: int, trials: int, rate: float) -> float:
+    """Probability of at least so many errors when each trial fails with probability `rate` (0 to 1, both excluded)."""
+
+    def log_of(count: int) -> float:
+        choices = math.lgamma(trials + 1) - math.lgamma(count + 1) - math.lgamma(trials - count + 1)
+        return choices + count * math.log(rate) + (trials - count) * math.log1p(-rate)
+
+    return math.fsum(math.exp(log_of(count)) for count in range(errors, trials + 1))

@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--streams", type=int, required=True)
     parser.add_argument("--inputs", type=Path, required=True)
     options = parser.parse_args()
     # Libraries print on standard output; the answers need a channel of their own.
@@ -43,7 +44,7 @@ def main() -> None:
         answers.write(json.dumps(reply) + "\n")
         answers.flush()
 
-    setting = Setting(options.checkpoint, options.cache, options.threads)
+    setting = Setting(options.checkpoint, options.cache, options.threads, options.streams)
     worker = Worker(options.peer, setting, options.inputs)
     for line in sys.stdin:
         request = json.loads(line)

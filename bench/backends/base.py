@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 from tokenizers import Tokenizer
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     import numpy as np
     import numpy.typing as npt
 
@@ -31,10 +33,19 @@ class Setting(NamedTuple):
     checkpoint: Path  # Hugging Face folder
     cache: Path  # holds what was built from this very checkpoint
     threads: int
+    streams: int = 1  # batches that are computed at a time, each on its share of the threads
+
+    @property
+    def threads_a_stream(self) -> int:
+        return self.threads // self.streams
 
 
 class Backend(ABC):
-    """A loaded peer. The constructor loads it; nothing may run on more than `setting.threads` threads."""
+    """A loaded peer, which the constructor loads.
+
+    Nothing may run on more than `setting.threads` threads, and no batch on more than `setting.threads_a_stream`. Where
+    there are several streams, as many Python threads call `logits_from_ids` at a time.
+    """
 
     name: ClassVar[str]  # on the command line and in the reports
     title: ClassVar[str]
@@ -44,13 +55,20 @@ class Backend(ABC):
     # Whether it computes right when signals come. Otherwise `--isa` looks at what it runs once it is loaded, but not at
     # what is timed.
     survives_signals: ClassVar[bool] = True
-    batch_sizes: ClassVar[tuple[int, ...]] = (1, 8, 32, 64)  # the calibration picks the fastest
+    batch_sizes: ClassVar[tuple[int, ...]] = (1, 4, 8, 16, 32, 64)  # the calibration picks the fastest
+    # Whether it may get several batches at a time. The calibration tries that too where there are several threads.
+    takes_streams: ClassVar[bool] = True
 
     def __init__(self, setting: Setting) -> None:
         config = json.loads((setting.checkpoint / "config.json").read_text(encoding="utf-8"))
         self.tokenizer = Tokenizer.from_file(str(setting.checkpoint / "tokenizer.json"))
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(config["max_position_embeddings"])
+        self.pool: Executor | None = None
+        if setting.streams > 1:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self.pool = ThreadPoolExecutor(setting.streams)
 
     @classmethod  # noqa: B027 (peers that read the checkpoint itself build nothing)
     def build(cls, setting: Setting, sample: Ids) -> None:
@@ -70,14 +88,15 @@ class Backend(ABC):
 
     def run_ids(self, ids: Ids, batch_size: int) -> Logits:
         """Logits of any number of tokenised texts: by default batches of neighbours in length, so padding is small."""
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        sorted_logits = [
-            self.logits_from_ids([ids[i] for i in order[start : start + batch_size]])
-            for start in range(0, len(order), batch_size)
-        ]
         import numpy as np
 
-        logits = np.concatenate(sorted_logits)
+        # The longest first: then those that are computed at a time end at about the same time.
+        order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+        batches = [[ids[i] for i in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
+        computed = (
+            map(self.logits_from_ids, batches) if self.pool is None else self.pool.map(self.logits_from_ids, batches)
+        )
+        logits = np.concatenate(list(computed))
         logits[order] = logits.copy()
         return logits
 

@@ -27,7 +27,10 @@ class Int8(Backend):
 
         folder = model_folder(setting)
         self.encoder = ctranslate2.Encoder(
-            str(folder), compute_type="int8", inter_threads=1, intra_threads=setting.threads
+            str(folder),
+            compute_type="int8",
+            inter_threads=setting.streams,
+            intra_threads=setting.threads_a_stream,
         )
         self.head = dict(np.load(folder / "head.npz"))
 

@@ -4,7 +4,7 @@
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,16 +15,13 @@ CALIBRATION_TEXTS = 128
 
 
 class OpenVino(Backend):
+    hints: ClassVar[dict[str, str]] = {}
+
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         import openvino
 
-        config = {
-            "INFERENCE_NUM_THREADS": setting.threads,
-            "NUM_STREAMS": 1,
-            # Otherwise fp32 graphs run in bf16 on CPUs that have it.
-            "INFERENCE_PRECISION_HINT": "f32",
-        }
+        config = {"INFERENCE_NUM_THREADS": setting.threads, "NUM_STREAMS": setting.streams, **self.hints}
         self.model = openvino.Core().compile_model(str(self.model_file(setting)), "CPU", config)
         self.local = threading.local()
 
@@ -46,6 +43,7 @@ class Fp32(OpenVino):
     title = "OpenVINO fp32"
     precision = "fp32"
     requires = ("openvino", "onnx", "safetensors")
+    hints: ClassVar[dict[str, str]] = {"INFERENCE_PRECISION_HINT": "f32"}  # otherwise bf16 on CPUs that have it
 
     @classmethod
     def build(cls, setting: Setting, sample: Ids) -> None:

@@ -27,6 +27,7 @@ class AgnewsFast(Backend):
     requires = ("agnews_fast",)
     # One call with all texts is how the package is meant to be used, so it competes with the fixed sizes.
     batch_sizes = (*Backend.batch_sizes, WHOLE_LIST)
+    takes_streams = False  # it shares the texts of a call among its threads by itself
 
     def __init__(self, setting: Setting) -> None:
         from agnews_fast import Classifier

@@ -17,7 +17,7 @@ class PyTorch(Backend):
         import torch
         from transformers import DistilBertForSequenceClassification
 
-        torch.set_num_threads(setting.threads)
+        torch.set_num_threads(setting.threads_a_stream)
         torch.set_num_interop_threads(1)
         self.torch = torch
         self.model = DistilBertForSequenceClassification.from_pretrained(

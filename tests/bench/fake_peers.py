@@ -1,5 +1,7 @@
 """Peers that need no package: what the model says is the number of tokens, modulo four."""
 
+import time
+
 import numpy as np
 
 from bench.backends.base import Backend, Ids, Logits, Setting, build_once
@@ -49,6 +51,32 @@ class Wrong(Int8):
         return np.roll(super().logits_from_ids(batch), 1, axis=1)
 
 
+class Slip(Int8):
+    """One label of a pass is wrong."""
+
+    name = "fake-slip"
+
+    def run_ids(self, ids: Ids, batch_size: int) -> Logits:
+        logits = super().run_ids(ids, batch_size)
+        logits[0] = np.roll(logits[0], 1)
+        return logits
+
+
+class Parallel(Int8):
+    """Slow, unless it computes two batches at a time."""
+
+    name = "fake-parallel"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        assert setting.threads_a_stream == setting.threads // setting.streams
+        self.seconds = 0.001 if setting.streams == 2 else 0.01
+
+    def logits_from_ids(self, batch: Ids) -> Logits:
+        time.sleep(self.seconds)
+        return super().logits_from_ids(batch)
+
+
 class Broken(Int8):
     name = "fake-broken"
 
@@ -68,4 +96,4 @@ class Absent(Int8):
     requires = ("no_such_package",)
 
 
-PEERS = (Reference, Int8, Wrong, Broken, Dying, Absent)
+PEERS = (Reference, Int8, Wrong, Slip, Parallel, Broken, Dying, Absent)

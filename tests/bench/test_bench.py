@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from bench.compare import WORKLOADS, Comparison, Options, resolve
 from bench.environment import worker_environment
 from bench.inputs import Dataset, checkpoint_digest, make_dataset, of_length
 from bench.report import Results, markdown, write_plots
-from bench.stats import Summary, advantage, agreement, percentiles, summarise
+from bench.stats import Summary, advantage, agreement, chance_of_errors, percentiles, summarise
 
 FAKES = Path(__file__).with_name("fake_peers.py")
 REFERENCE, INT8, WRONG, BROKEN, DYING, ABSENT = (
@@ -57,6 +59,13 @@ class TestStatistics:
         assert percentiles(range(101), (50, 95, 99)) == [50.0, 95.0, 99.0]
         assert agreement([0, 1, 2, 3], [0, 1, 2, 2]) == 0.75
 
+    def test_few_errors_may_be_chance(self) -> None:
+        assert chance_of_errors(0, 8, 0.05) == pytest.approx(1.0)
+        assert chance_of_errors(1, 8, 0.05) == pytest.approx(1 - 0.95**8)
+        assert chance_of_errors(2, 2, 0.05) == pytest.approx(0.05**2)
+        assert chance_of_errors(456, 7600, 0.05) < 1e-4
+        assert 0.4 < chance_of_errors(380, 7600, 0.05) < 0.6
+
 
 class TestInputs:
     @pytest.mark.parametrize("tokens", [8, 32])
@@ -90,7 +99,8 @@ class TestBackends:
             assert peer.name == name
             assert peer.precision in ("fp32", "int8")
             assert peer.title
-            assert {1, 8, 32, 64} <= set(peer.batch_sizes)
+            assert {1, 4, 8, 16, 32, 64} <= set(peer.batch_sizes)
+            assert peer.takes_streams == (name != backends.OURS)
         assert [name for name, spec in found.items() if WHOLE_LIST in backends.find(spec).batch_sizes] == [
             backends.OURS
         ]
@@ -119,18 +129,30 @@ class TestBackends:
 
     def test_results_come_back_in_file_order(self, tiny: Path, split: Dataset, tmp_path: Path) -> None:
         peer = backends.find(REFERENCE)
-        setting = backends.base.Setting(tiny, tmp_path, 1)
-        peer.build(setting, split.ids)
-        backend = peer(setting)
+        peer.build(backends.base.Setting(tiny, tmp_path, 1), split.ids)
         expected = np.eye(4, dtype=np.float32)[[len(ids) % 4 for ids in split.ids]]
-        for batch_size in (1, 5, 64):
-            np.testing.assert_array_equal(backend.run_ids(split.ids, batch_size), expected)
-        assert split.texts is not None
-        np.testing.assert_array_equal(backend.run_texts(split.texts, 5), expected)
+        for streams in (1, 2):
+            backend = peer(backends.base.Setting(tiny, tmp_path, 2, streams))
+            for batch_size in (1, 5, 64):
+                np.testing.assert_array_equal(backend.run_ids(split.ids, batch_size), expected)
+            assert split.texts is not None
+            np.testing.assert_array_equal(backend.run_texts(split.texts, 5), expected)
+
+    def test_streams_compute_at_the_same_time(self, tiny: Path, split: Dataset, tmp_path: Path) -> None:
+        both = threading.Barrier(2, timeout=10)
+
+        class Meeting(backends.find(REFERENCE)):  # type: ignore[misc]
+            def logits_from_ids(self, batch: Any) -> Any:
+                both.wait()  # for a second batch, which only another thread can start
+                return super().logits_from_ids(batch)
+
+        Meeting.build(backends.base.Setting(tiny, tmp_path, 2), split.ids)
+        Meeting(backends.base.Setting(tiny, tmp_path, 2, 2)).run_ids(split.ids[:4], 1)
 
     def test_threads_and_limits_reach_the_process(self) -> None:
-        environment = worker_environment(2, {"SOME_LIMIT": "avx2"})
+        environment = worker_environment(4, 2, {"SOME_LIMIT": "avx2"})
         assert environment["OMP_NUM_THREADS"] == "2"
+        assert environment["RAYON_NUM_THREADS"] == "4"
         assert environment["SOME_LIMIT"] == "avx2"
 
 
@@ -179,6 +201,23 @@ class TestEndToEnd:
         assert judged
         assert all(series["agreement"] == 0.0 and not series["counts"] for series in judged)
 
+    def test_a_single_wrong_label_may_be_chance(self, options: Options, split: Dataset, tmp_path: Path) -> None:
+        peers = (REFERENCE, f"{FAKES}:fake-slip")
+        changed = replace(options, cache=tmp_path, out=tmp_path, workloads=("a",), peers=peers)
+        slips = [s for s in Comparison(changed, split).run()["series"] if s["peer"] == "fake-slip"]
+        assert slips
+        assert all(series["agreement"] == 1 - 1 / TEXTS and series["counts"] for series in slips)
+
+    def test_several_threads_try_several_batches_at_a_time(
+        self, options: Options, split: Dataset, tmp_path: Path
+    ) -> None:
+        peers = (REFERENCE, f"{FAKES}:fake-parallel")
+        changed = replace(options, cache=tmp_path, out=tmp_path, threads=(2,), workloads=("a", "b"), peers=peers)
+        parallel = Comparison(changed, split).run()["peers"]["fake-parallel"]
+        assert parallel["status"] == "ran"
+        assert set(parallel["calibration"]["2"]) == {"1", "2"}
+        assert parallel["streams"] == {"2": 2}
+
     def test_failures_and_absence_are_reported(self, run: Results) -> None:
         status = {name: peer["status"] for name, peer in run["peers"].items()}
         assert status["fake-broken"] == "failed: ValueError: no such kernel"
@@ -190,7 +229,8 @@ class TestEndToEnd:
         best = {name: peer["batch_size"].get("1") for name, peer in run["peers"].items()}
         calls = (options.cache / checkpoint_digest(tiny) / "calls.txt").read_text().splitlines()
         order = [name for name, count, size in map(str.split, calls) if (int(count), int(size)) == (TEXTS, best[name])]
-        turns = ["fake-fp32", "fake-int8", "fake-wrong"] * ROUNDS * len(options.inputs)
+        peers = ["fake-fp32", "fake-int8", "fake-wrong"]
+        turns = [peer for turn in range(ROUNDS) for peer in peers[turn:] + peers[:turn]] * len(options.inputs)
         # The calibration's passes over as many texts come before, those of the memory workload after.
         assert any(order[start : start + len(turns)] == turns for start in range(len(order)))
 
@@ -233,7 +273,8 @@ def results() -> Results:
                 "status": "ran",
                 "described": "",
                 "versions": {"package": "1.0"},
-                "batch_size": {"1": 0},
+                "batch_size": {"1": 0, "2": 8},
+                "streams": {"1": 1, "2": 2},
             }
             for name, precision in peers.items()
         },
@@ -257,6 +298,12 @@ class TestReport:
         page = markdown(results)
         assert "| (a) from ids | 1 | throughput | GOOD | 2.00x [2.00 to 2.00] | 4.00x [4.00 to 4.00] |" in page
         assert "| (c) batch 1 | 1 | 16 tokens | GOOD | 2.50x |  |" in page
+
+        assert "| 1: all, 2: 8, 2 at a time |" in page
+
+    def test_headline_claims_nothing_where_our_labels_do_not_count(self, results: Results) -> None:
+        results["series"][0]["counts"] = False
+        assert "| (a) from ids |" not in markdown(results)
 
     def test_table_is_sorted_and_shows_the_spread(self, results: Results) -> None:
         rows = [line for line in markdown(results).split("## (a)")[1].split("## (c)")[0].splitlines() if "%" in line]
