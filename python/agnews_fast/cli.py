@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        print(f"{_PROG}: error: {_message(error)}", file=sys.stderr)
+        _tell(f"error: {_message(error)}")
         return 1
     finally:
         _drop_unwritable_output()
@@ -148,7 +148,7 @@ def _batches_of_input() -> Iterator[list[str]]:
     if sys.stdin is None:
         raise ValueError("standard input is closed; give the texts as arguments")
     if sys.stdin.isatty():
-        print(f"{_PROG}: one text a line, please; end with Ctrl-D", file=sys.stderr)
+        _tell("one text a line, please; end with Ctrl-D")
     first = 1
     for lines in _arriving_lines(cast(BufferedIOBase, sys.stdin.buffer)):
         for start in range(0, len(lines), _BATCH):
@@ -222,6 +222,12 @@ def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror is not None:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
+
+
+def _tell(message: str) -> None:
+    """Print to standard error; nowhere if that is closed, since ``print`` takes None for standard output."""
+    if sys.stderr is not None:
+        print(f"{_PROG}: {message}", file=sys.stderr)
 
 
 def _drop_unwritable_output() -> None:

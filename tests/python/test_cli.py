@@ -332,6 +332,21 @@ def test_failure(
     assert capsys.readouterr() == ("", f"agnews-fast: error: {message}\n")
 
 
+def test_closed_standard_error(
+    stand_in: list[KeywordClassifier], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages must not get among the results."""
+
+    class Terminal(io.BytesIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", None)
+    feed(monkeypatch, Terminal(b"Sports\ncaf\xe9\n"))
+    assert cli.main(["predict"]) == 1
+    assert capsys.readouterr().out == "Sports\t0.9731\n"
+
+
 # --- as a user runs it -----------------------------------------------------------------------------------------------
 
 COMMAND = [sys.executable, "-m", "agnews_fast"]
@@ -435,3 +450,7 @@ def test_process_closed_streams() -> None:
         done = subprocess.run(["sh", "-c", f"{command} predict {redirection}"], stderr=subprocess.PIPE, check=False)
         assert done.returncode == 1
         assert done.stderr.decode().startswith(f"agnews-fast: error: {message}")
+    done = subprocess.run(
+        ["sh", "-c", f"{command} predict --model /dev/null x 2>&-"], stdout=subprocess.PIPE, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
