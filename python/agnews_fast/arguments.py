@@ -46,7 +46,7 @@ def as_path(name: str, value: str | os.PathLike[str]) -> Path:
     if not isinstance(path, str):
         raise TypeError(f"{name}: expected str or os.PathLike[str], got {type(value).__name__}")
     if path == "":
-        raise FileNotFoundError(errno.ENOENT, f"{name}: expected a path, got an empty one", path)
+        raise FileNotFoundError(errno.ENOENT, f"{name}: expected a path, got an empty one")
     try:
         valid = b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import cast
 
 from agnews_fast import Classifier, __version__, available_isas, quantize
+from agnews_fast.arguments import as_path
 from agnews_fast.metrics import classification_report
 from agnews_fast.model_file import FORMAT, FORMAT_VERSION
 
@@ -178,17 +179,18 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    path = as_path("csv", options.csv)
     true: list[str] = []
 
     def texts(labels: Sequence[str]) -> Iterator[str]:
-        for label, text in read_labelled(options.csv, labels):
+        for label, text in read_labelled(path, labels):
             true.append(label)
             yield text
 
     with _classifier(options) as classifier:
         predicted = list(classifier.predict_iter(texts(classifier.labels), batch_size=_BATCH))
         if not true:
-            raise ValueError(f"{options.csv}: expected at least one row, got none")
+            raise ValueError(f"{path}: expected at least one row, got none")
         report = classification_report(true, predicted, sorted(classifier.labels))
     print(json.dumps(report.as_dict(), indent=2) if options.json else report)
 
@@ -271,7 +273,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Print precision, recall and f1-score of each class, accuracy and averages.",
     )
     evaluate.add_argument(
-        "csv", type=Path, metavar="CSV", help="rows class,title,description or class,text; class 1, 2, ... or a label"
+        "csv", metavar="CSV", help="rows class,title,description or class,text; class 1, 2, ... or a label"
     )
     evaluate.add_argument("--json", action="store_true", help="the report as a JSON object")
     evaluate.set_defaults(run=_evaluate)

@@ -243,9 +243,18 @@ def test_read_labelled_label_names_come_before_numbers(tmp_path: Path) -> None:
 # --- quantize, info, usage, failures ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [["predict", "--model", "", "a"], ["quantize", "", "out"], ["quantize", ".", ""]])
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["predict", "--model", "", "a"], "model"),
+        (["evaluate", ""], "csv"),
+        (["quantize", "", "out"], "checkpoint"),
+        (["quantize", ".", ""], "out"),
+    ],
+)
 def test_an_empty_path_is_not_the_current_folder(
     arguments: list[str],
+    name: str,
     small_checkpoint: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -253,7 +262,7 @@ def test_an_empty_path_is_not_the_current_folder(
     """An unset variable of a shell."""
     monkeypatch.chdir(small_checkpoint)
     assert cli.main(arguments) == 1
-    assert "expected a path, got an empty one" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"agnews-fast: error: {name}: expected a path, got an empty one\n"
     assert not (small_checkpoint / "out").exists()
 
 
