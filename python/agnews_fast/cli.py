@@ -92,6 +92,7 @@ def read_labelled(path: Path, labels: Sequence[str]) -> Iterator[tuple[str, str]
     with path.open("rb") as file:
         rows = csv.reader(_decoded(file, str(path)), strict=True)
         number = 0
+        may_be_header = True
         while True:
             number += 1
             try:
@@ -100,7 +101,11 @@ def read_labelled(path: Path, labels: Sequence[str]) -> Iterator[tuple[str, str]
                 raise ValueError(f"{path}, row {number}: {error}") from error
             if fields is None:
                 return
-            if not fields or (number == 1 and fields[0].strip().lower() in {"class", "class index", "label"}):
+            if not fields:
+                continue
+            is_header = may_be_header and fields[0].strip().lower() in {"class", "class index", "label"}
+            may_be_header = False
+            if is_header:
                 continue
             if len(fields) not in {2, 3}:
                 raise ValueError(
@@ -112,8 +117,10 @@ def read_labelled(path: Path, labels: Sequence[str]) -> Iterator[tuple[str, str]
 def _label(name: str, labels: Sequence[str], where: str) -> str:
     if name in labels:
         return name
-    if name.isascii() and name.isdigit() and 1 <= int(name) <= len(labels):
-        return labels[int(name) - 1]
+    # Numbers are compared as text, since int() takes no more than 4300 digits.
+    for number, label in enumerate(labels, 1):
+        if name.lstrip("0") == str(number):
+            return label
     raise ValueError(f"{where}: expected a class from 1 to {len(labels)} or one of {list(labels)}, got {name!r}")
 
 

@@ -170,7 +170,12 @@ def test_interrupted(
 
 
 @pytest.mark.parametrize(
-    "rows", ['"3","a","Business"\n2,Sports\nWorld,Sports\n\n', "\ufeffClass,text\n3,Business\n2,Sports\n1,Sports"]
+    "rows",
+    [
+        '"3","a","Business"\n2,Sports\nWorld,Sports\n\n',
+        "\ufeffClass,text\n3,Business\n2,Sports\n01,Sports",
+        "\ufeff\n\r\nlabel,text\n\n3,Business\n2,Sports\n1,Sports",
+    ],
 )
 def test_evaluate(
     stand_in: list[KeywordClassifier], capsys: pytest.CaptureFixture[str], tmp_path: Path, rows: str
@@ -210,6 +215,8 @@ def test_evaluate_json(stand_in: list[KeywordClassifier], capsys: pytest.Capture
             ", row 2: expected a class from 1 to 4 or one of ['World', 'Sports', 'Business', 'Sci/Tech'], got '5'",
         ),
         (b"0,a\n", ", row 1: expected a class from 1 to 4"),
+        (b"1,a\nclass,text\n", ", row 2: expected a class from 1 to 4"),
+        (b"1,a\n" + b"9" * 5000 + b",b\n", ", row 2: expected a class from 1 to 4"),
         (b"Politics,a\n", ", row 1: expected a class from 1 to 4"),
         ("\u00b2,a\n".encode(), ", row 1: expected a class from 1 to 4"),  # a digit to str.isdigit, not to int
         (b'1,"two\nlines"\n2,caf\xe9\n', ", line 3: expected UTF-8, got"),
