@@ -38,7 +38,7 @@ class Classifier:
 
     A text's result is the same, to the last bit, whatever other texts it comes with, in whatever order, on however many
     threads and on whatever instruction set. Any number of Python threads may share one classifier, and it survives
-    ``fork``.
+    ``fork``. It can be pickled while it is open: what is unpickled opens the same path with the same settings.
 
     Args:
         model: None for the packaged AG News model; the path of a model file made by `quantize`; or of a checkpoint
@@ -307,7 +307,9 @@ class Classifier:
         )
 
     def __reduce__(self) -> Any:
-        return _unpickle, (None if self._path == PACKAGED_MODEL else self._path, self._threads, self.max_length)
+        self._open()  # a closed one would come back open
+        model = None if self._path == PACKAGED_MODEL else self._path
+        return _unpickle, (type(self), model, self._threads, self.max_length)
 
     def _open(self) -> LoadedModel:
         loaded = self._loaded
@@ -422,5 +424,5 @@ def _token_ids(text: object, where: str, config: Mapping[str, Any]) -> list[int]
     return ids
 
 
-def _unpickle(model: Path | None, threads: int, max_length: int) -> Classifier:
-    return Classifier(model, threads=threads, max_length=max_length)
+def _unpickle(kind: type[Classifier], model: Path | None, threads: int, max_length: int) -> Classifier:
+    return kind(model, threads=threads, max_length=max_length)

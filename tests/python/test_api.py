@@ -385,6 +385,25 @@ def test_pickle(small: Classifier) -> None:
     assert_same_bits(copy.logits(TEXTS), small.logits(TEXTS), "unpickled")
 
 
+class Subclass(Classifier):
+    pass
+
+
+def test_pickle_keeps_a_subclass(small: Classifier, small_model: Path) -> None:
+    with Subclass(small_model, threads=2, max_length=16) as original:
+        copy = pickle.loads(pickle.dumps(original))
+    assert type(copy) is Subclass
+    assert (copy.threads, copy.max_length) == (2, 16)
+    assert copy.predict("a text") == small.predict("a text")
+
+
+def test_a_closed_one_is_not_pickled(small_model: Path) -> None:
+    classifier = Classifier(small_model)
+    classifier.close()
+    with pytest.raises(ValueError, match="the classifier is closed"):
+        pickle.dumps(classifier)
+
+
 def test_pickle_finds_the_model_from_another_folder(
     small: Classifier, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
