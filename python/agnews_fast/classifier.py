@@ -258,7 +258,9 @@ class Classifier:
         import numpy as np
 
         config = self._open().config
-        if not isinstance(ids, (Sequence, np.ndarray)) or isinstance(ids, (str, bytes, bytearray)):
+        if isinstance(ids, np.ndarray):
+            ids = ids.tolist()  # a single number, of an array without dimensions
+        if not isinstance(ids, Sequence) or isinstance(ids, (str, bytes, bytearray)):
             raise TypeError(f"ids: expected a sequence of sequences of int, got {type(ids).__name__}")
         texts = [_token_ids(text, f"ids[{i}]", config) for i, text in enumerate(ids)]
         return self._concatenated([np.asarray(logits) for logits, _ in self._run(texts, _BLOCK)], "labels")

@@ -298,6 +298,7 @@ def test_ids_out_of_range(small: Classifier, wrong: list[list[int]]) -> None:
     [
         (None, "ids: "),
         (5, "ids: "),
+        (np.array(5), "ids: expected a sequence of sequences of int, got int"),
         ("ab", "ids: "),
         ({2: [3]}, "ids: "),
         ([5], "ids[0]: "),
