@@ -374,7 +374,8 @@ class Classifier:
                 failure = error
             if ids:
                 logits, first_token = engine.run(*pack_ids(ids))
-                if not logits.all_finite():
+                # Both, since a state that is not finite may yet lead to finite logits.
+                if not (logits.all_finite() and first_token.all_finite()):
                     raise ValueError("the model's output is not finite: its weights lead to values beyond float32")
                 yield logits, first_token
             elif failure is None:

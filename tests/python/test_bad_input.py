@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from agnews_fast import Classifier, ModelError, available_isas, quantize
 from reference.bits import assert_same_bits
-from reference.checkpoint import encode
+from reference.checkpoint import encode, read_tensors, write_tensors
 from reference.model_file import ModelFile
 from reference.process import run_python
+from reference.random_checkpoint import make_checkpoint
 
 SURROGATE = "half a pair: \ud83d"
 
@@ -741,6 +742,24 @@ def test_values_that_are_not_finite(model: ModelFile, tmp_path: Path) -> None:
             damaged = ModelFile(json.loads(json.dumps(model.header)), bytearray(model.payload))
             damaged.tensor(name).reshape(-1)[-1] = value
             refuse(damaged.seal().write(tmp_path / "model.safetensors"), re.escape(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("distilbert.transformer.layer.1.sa_layer_norm.weight", 1e38), ("pre_classifier.weight", 1e39)],
+    ids=["first token", "logits"],
+)
+def test_output_that_is_not_finite(tmp_path: Path, name: str, scale: float) -> None:
+    """Weights that are finite, but lead to values beyond float32: no label, number or state may come of them."""
+    sizes = {"layers": 2, "hidden": 60, "heads": 3, "ffn": 100, "labels": 5, "vocabulary": 500, "positions": 128}
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", **sizes, seed=1, outliers=False)
+    tensors = read_tensors(checkpoint)
+    tensors[name] = (tensors[name] * np.float64(scale)).clip(-3e38, 3e38).astype(np.float32)
+    write_tensors(checkpoint, tensors, dtype="float32")
+    with Classifier(quantize(checkpoint, tmp_path / "model.safetensors"), threads=1) as classifier:
+        for method in methods(classifier):
+            with pytest.raises(ValueError, match="the model's output is not finite"):
+                method(["a text", "another text"])
 
 
 def test_integers_out_of_range_never_crash(model: ModelFile, tmp_path: Path) -> None:
