@@ -3,9 +3,9 @@
     python training/evaluate.py CHECKPOINT --data train.jsonl.gz
     python training/evaluate.py CHECKPOINT --data train.jsonl.gz --test test.csv --card CHECKPOINT/README.md
 
-The hold-out is the one that ``finetune.py`` kept apart (``training.json`` in the checkpoint folder says how large it
-is, ``--hold-out`` where there is no such file). The test split is read only with ``--test``, which is for the end,
-when the checkpoint has been chosen. What is measured is printed as Markdown; ``--card`` puts it into a whole model
+The hold-out is what ``finetune.py`` kept apart in every stage (``training.json`` in the checkpoint folder says how
+large it is, ``--hold-out`` where there is no such file). The test split is read only with ``--test``, which is for the
+end, when the checkpoint has been chosen. What is measured is printed as Markdown; ``--card`` puts it into a whole model
 card. Its numbers are all measured, given on the command line or found in ``training.json``.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from agnews_fast.cli import read_labelled
 from agnews_fast.metrics import Report, classification_report
-from finetune import Facts, all_logits, read_facts, read_rows, split
+from finetune import Facts, all_logits, read_facts, read_rows, split, stages, untrained_rows
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import DistilBertForSequenceClassification
@@ -99,15 +99,6 @@ class Checkpoint:
         return Measured(
             name, classification_report(labels, predicted, sorted(self.labels)), calibration_error(logits, true)
         )
-
-
-def stages(facts: Facts | None) -> list[Facts]:
-    """The training stages that ``training.json`` tells of, the first one first."""
-    found: list[Facts] = []
-    while facts is not None:
-        found.insert(0, {name: value for name, value in facts.items() if name != "continued_from"})
-        facts = facts.get("continued_from")
-    return found
 
 
 def stage_table(facts: Facts | None) -> str:
@@ -229,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
 
     facts = read_facts(options.checkpoint)
-    hold_out = options.hold_out or (facts or {}).get("hold_out")
+    hold_out = options.hold_out or untrained_rows(facts)
     if hold_out is None:
         parser.error(f"{options.checkpoint} has no training.json that gives hold_out: --hold-out is needed")
     checkpoint = Checkpoint(options.checkpoint, options.max_length)

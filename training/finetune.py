@@ -198,6 +198,20 @@ def read_facts(checkpoint: Path) -> Facts | None:
     return facts
 
 
+def stages(facts: Facts | None) -> list[Facts]:
+    """The training stages that ``training.json`` tells of, the first one first."""
+    found: list[Facts] = []
+    while facts is not None:
+        found.insert(0, {name: value for name, value in facts.items() if name != "continued_from"})
+        facts = facts.get("continued_from")
+    return found
+
+
+def untrained_rows(facts: Facts | None) -> int | None:
+    """The smallest hold-out of all stages, whose rows none has trained on; None where no stage tells of one."""
+    return min((stage["hold_out"] for stage in stages(facts) if "hold_out" in stage), default=None)
+
+
 def save(
     model: DistilBertForSequenceClassification,
     state: dict[str, Tensor],
@@ -236,9 +250,10 @@ def train(config: Config) -> float:
         ValueError: there is no row to train on or to hold out, or an earlier stage trained on the hold-out.
     """
     before = read_facts(config.init)
-    if before is not None and before.get("hold_out", config.hold_out) < config.hold_out:
+    untrained = untrained_rows(before)
+    if untrained is not None and untrained < config.hold_out:
         raise ValueError(
-            f"hold_out: expected at most {before['hold_out']}, as {config.init} was trained, got {config.hold_out}: "
+            f"hold_out: expected at most {untrained}, as {config.init} was trained, got {config.hold_out}: "
             "the rest of the hold-out has been trained on"
         )
     torch.set_num_threads(config.threads)

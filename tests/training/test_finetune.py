@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -144,9 +145,23 @@ def test_a_second_stage_remembers_the_first(trained: finetune.Config, tmp_path: 
     first_facts = json.loads((trained.out / "training.json").read_text("utf8"))
     facts = json.loads((tmp_path / "training.json").read_text("utf8"))
     assert facts["continued_from"] == first_facts
-    assert evaluate.stages(facts)[0] == first_facts
+    assert finetune.stages(facts)[0] == first_facts
     with pytest.raises(ValueError, match=r"hold_out: expected at most 32, as .* was trained, got 64"):
         finetune.train(dataclasses.replace(trained, init=tmp_path, hold_out=64))
+
+
+def test_the_smallest_hold_out_of_all_stages_counts(
+    trained: finetune.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first stage trained on rows that the second, which kept more apart, did not see."""
+    init = Path(shutil.copytree(trained.out, tmp_path / "init"))
+    facts = {"hold_out": 64, "continued_from": {"epochs": 1, "continued_from": {"hold_out": 32}}}
+    (init / "training.json").write_text(json.dumps(facts), "utf8")
+    with pytest.raises(ValueError, match=r"hold_out: expected at most 32, as .* was trained, got 33"):
+        finetune.train(dataclasses.replace(trained, init=init, out=tmp_path / "out", hold_out=33))
+    evaluate.main([str(init), "--data", str(trained.data), "--max-length", "32", "--threads", "1"])
+    _, held = finetune.split(finetune.read_rows(trained.data), 32)
+    assert capsys.readouterr().out.startswith(f"Hold-out ({len(held)} texts)")
 
 
 @pytest.mark.parametrize("hold_out", [0, 128])
