@@ -170,6 +170,15 @@ def test_refuses_an_empty_part(trained: finetune.Config, start: Path, hold_out: 
         finetune.train(dataclasses.replace(trained, init=start, hold_out=hold_out))
 
 
+@pytest.mark.parametrize(
+    ("warmup", "rates"),
+    [(0.0, [1.0, 0.9, 0.5, 0.0]), (0.2, [0.005, 0.4545, 0.5, 0.0]), (1.0, [0.001, 0.0909, 0.2505, 0.0])],
+)
+def test_learning_rate(trained: finetune.Config, warmup: float, rates: list[float]) -> None:
+    config = dataclasses.replace(trained, learning_rate=1.0, warmup=warmup)
+    assert [finetune.learning_rate(config, progress) for progress in (0, 0.1, 0.5, 1)] == pytest.approx(rates)
+
+
 def test_split_keeps_the_hold_out_apart(data: Path) -> None:
     rows = finetune.read_rows(data)
     assert rows == finetune.read_rows(data), "the order is fixed"
