@@ -71,8 +71,9 @@ struct PackedWeights {
 
 // How float activations (x) become u8: v = x * inverse_divisor[column]; lo = min(0, v...), hi = max(0, v...);
 // scale = (hi - lo) / levels, inverse = levels / (hi - lo), zero_point = rint(-lo * inverse),
-// u8 = clamp(rint(fma(v, inverse, zero_point)), 0, levels). A range below kSmallestRange gives scale 0 and all zeros; one that
-// is not finite gives scale NaN and all zeros, and so a result that is no number; a NaN value becomes 0.
+// u8 = clamp(rint(fma(v, inverse, zero_point)), 0, levels). A range below kSmallestRange gives scale 0, zero point 0 and
+// all zeros. One that is not finite, or a value that is not, gives scale NaN, zero point 0 and all zeros, and so a product
+// of this row that is no number.
 // Slot columns + i of the packed row repeats slot split_channel[i]: a channel that is divided by d and stands in d
 // slots keeps its product with the weights, and no longer sets the row's range.
 struct Quantization {
@@ -112,7 +113,7 @@ struct Kernels {
   // out[row][16 * panel + c] = activation(fma(float(acc - zero_point * column_sum), row scale * column scale, bias))
   // for the panels [panel_begin, panel_end); acc is the exact int32 sum of u8 * weight over k.
   // gelu(x) = x * (0.5 + t * P(t * t)), t = x clamped to +-kGeluClamp (kernels/polynomials.h).
-  // relu(x) = x > 0 ? x : 0.
+  // relu(x) = x <= 0 ? 0 : x. All three keep a NaN.
   void (*gemm)(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin, std::int64_t panel_end,
                Activation activation, float* out, std::int64_t out_stride);
 
@@ -138,7 +139,7 @@ struct Kernels {
                             float position_scale, float rstd, const float* bias, std::int64_t columns, float* out);
 
   // In place over the n scores of each of `rows` rows: exp(score - max); the padding up to a multiple of kLanes becomes
-  // 0. inverse_sum[row] = 1 / lane tree.
+  // 0. inverse_sum[row] = 1 / lane tree. A NaN among the scores makes it NaN, and so does an infinite highest one.
   void (*softmax)(float* scores, std::int64_t stride, std::int64_t rows, std::int64_t n, float* inverse_sum);
 
   // out[c][r] = x[r][c]; rows of out are zero-padded from `rows` up to a multiple of kLanes. columns is a multiple of

@@ -135,8 +135,9 @@ void Forward::head(const Batch& batch, const Member& member, float* logits, floa
         hidden);
   member.barrier();
   const Range texts = row_tiles(member, batch.texts);
-  for (std::int64_t i = texts.begin * hidden; i < texts.end * hidden; ++i)
-    pooled[i] = pooled[i] > 0.0f ? pooled[i] : 0.0f;
+  for (std::int64_t i = texts.begin * hidden; i < texts.end * hidden; ++i) {
+    pooled[i] = pooled[i] <= 0.0f ? 0.0f : pooled[i];  // a NaN stays, so that the logits show it
+  }
   dense(pooled, texts, model_.classifier, model_.classifier_bias, {0, labels / kLanes}, ws_.logits.data(), labels);
   for (std::int64_t text = texts.begin; text < texts.end; ++text) {
     std::memcpy(logits + text * config.labels, ws_.logits.data() + text * labels,

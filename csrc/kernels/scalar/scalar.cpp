@@ -32,6 +32,7 @@ float power_of_two(float n) {
 }
 
 float exp_nonpositive(float x) {
+  if (std::isnan(x)) return x;
   x = x > kExpLowest ? x : kExpLowest;
   const float n = std::nearbyint(x * kLog2E);
   float r = std::fma(n, -kLn2High, x);
@@ -57,7 +58,7 @@ float activate(Activation activation, float x) {
     case Activation::kGelu:
       return gelu(x);
     case Activation::kRelu:
-      return x > 0.0f ? x : 0.0f;
+      return x <= 0.0f ? 0.0f : x;
     case Activation::kNone:
       break;
   }
@@ -136,17 +137,19 @@ void quantize_tile(const float* x, std::int64_t stride, std::int64_t rows, const
   for (std::int64_t row = 0; row < rows; ++row) {
     const float* values = x + row * stride;
     float lo = 0.0f, hi = 0.0f;
+    bool finite = true;
     for (std::int64_t c = 0; c < q.columns; ++c) {
       const float v = values[c] * q.inverse_divisor[c];
       lo = v < lo ? v : lo;
       hi = v > hi ? v : hi;
+      finite = finite && std::isfinite(v);
     }
     const float levels = static_cast<float>(q.levels);
-    const float range = hi - lo;
+    const float range = finite ? hi - lo : NAN;
     const bool usable = range >= kSmallestRange && range <= kLargestRange;
     const float inverse = usable ? levels / range : 0.0f;
     const float zero = usable ? std::nearbyint(-lo * inverse) : 0.0f;
-    scale[row] = usable ? range / levels : range * 0.0f;
+    scale[row] = usable ? range / levels : range <= kLargestRange ? 0.0f : NAN;
     zero_point[row] = static_cast<std::int32_t>(zero);
     for (std::int64_t c = 0; c < q.columns; ++c) {
       const float level = std::nearbyint(std::fma(values[c] * q.inverse_divisor[c], inverse, zero));

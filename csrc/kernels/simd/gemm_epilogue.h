@@ -46,7 +46,8 @@ inline void gemm_epilogue(const GemmTile& tile, const PackedWeights& w, Activati
     const F32x16 exact = F32x16::from_products(acc[r], tile.zero_point[r], w.column_sum + column);
     F32x16 y = fma(exact, F32x16::broadcast(tile.scale[r]) * column_scale, bias);
     if (activation == Activation::kGelu) y = gelu(y);
-    if (activation == Activation::kRelu) y = max(y, F32x16::zero());
+    // In this order the maximum keeps a NaN, and -0, which the sum makes 0.
+    if (activation == Activation::kRelu) y = max(F32x16::zero(), y) + F32x16::zero();
     y.store(tile.out + r * tile.out_stride);
   }
 }

@@ -32,7 +32,7 @@ inline F32x16 horner(const float (&coefficients)[N], F32x16 x) {
 }
 
 inline F32x16 exp_nonpositive(F32x16 x) {
-  x = max(x, F32x16::broadcast(kExpLowest));
+  x = max(F32x16::broadcast(kExpLowest), x);  // in this order a NaN stays
   const F32x16 n = round(x * F32x16::broadcast(kLog2E));
   F32x16 r = fma(n, F32x16::broadcast(-kLn2High), x);
   r = fma(n, F32x16::broadcast(-kLn2Low), r);
@@ -79,18 +79,20 @@ void quantize_rows(const float* x, std::int64_t stride, const Quantization& q, s
   float inverse[R], zero[R];
   for (int r = 0; r < R; ++r) {
     const float* values = x + r * stride;
-    F32x16 lo = F32x16::zero(), hi = F32x16::zero();
+    // Minimum and maximum pass over a NaN; a sum of v * 0 keeps it, and is 0 where all are finite.
+    F32x16 lo = F32x16::zero(), hi = F32x16::zero(), bad = F32x16::zero();
     for (std::int64_t c = 0; c < q.columns; c += kLanes) {
       const F32x16 v = F32x16::load(values + c) * F32x16::load(q.inverse_divisor + c);
       lo = min(v, lo);
       hi = max(v, hi);
+      bad = fma(v, F32x16::zero(), bad);
     }
     const float lowest = lo.lowest();
-    const float range = hi.highest() - lowest;
+    const float range = hi.highest() - lowest + bad.sum();
     const bool usable = range >= kSmallestRange && range <= kLargestRange;
     inverse[r] = usable ? levels / range : 0.0f;
     zero[r] = usable ? round_scalar(-lowest * inverse[r]) : 0.0f;
-    scale[r] = usable ? range / levels : range * 0.0f;
+    scale[r] = usable ? range / levels : range <= kLargestRange ? 0.0f : __builtin_nanf("");
     zero_point[r] = static_cast<std::int32_t>(zero[r]);
   }
   const __m128i highest = _mm_set1_epi8(static_cast<char>(q.levels));

@@ -475,5 +475,41 @@ TEST_EACH_ISA(gemm_applies_the_activation_function_over_its_whole_range) {
   for (const Activation activation : kActivations) check_panels(kernels, problem, 0, n / kPanel, activation, 0);
 }
 
+TEST_EACH_ISA(gemm_keeps_a_row_that_is_no_number_and_the_others) {
+  Random random(28);
+  for (const Activation activation : kActivations) {
+    for (std::int64_t rows = 1; rows <= 7; ++rows) {
+      const check::Scope scope("rows ", rows, ", activation ", static_cast<int>(activation));
+      Problem problem({rows, 80, 64, 127, 8});
+      randomize(problem, random);
+      problem.pack();
+      randomize_scales(problem, random);
+      Array<float> before(rows * 80), after(rows * 80);
+      kernels.gemm(problem.left(), problem.right(), 0, 5, activation, before.data(), 80);
+      problem.row_scale[rows - 1] = NAN;
+      kernels.gemm(problem.left(), problem.right(), 0, 5, activation, after.data(), 80);
+      CHECK_SAME_BITS(after.data(), before.data(), (rows - 1) * 80);
+      for (std::int64_t i = (rows - 1) * 80; i < rows * 80; ++i) CHECK(std::isnan(after[i]));
+    }
+  }
+}
+
+TEST_EACH_ISA(relu_of_negative_zero_is_zero) {
+  Problem problem({1, 16, 32, 127, 8});
+  problem.activation(0, 0) = 1;
+  for (std::int64_t column = 0; column < 16; ++column) problem.weight(0, column) = -1;
+  problem.pack();
+  // -1 times a scale that underflows, added to -0.
+  problem.row_scale[0] = 1e-30f;
+  std::fill(problem.column_scale.begin(), problem.column_scale.end(), 1e-30f);
+  std::fill(problem.bias.begin(), problem.bias.end(), -0.0f);
+  Array<float> out(16, kUntouched);
+  const Array<float> negative(16, -0.0f), zeros(16);
+  kernels.gemm(problem.left(), problem.right(), 0, 1, Activation::kNone, out.data(), 16);
+  CHECK_SAME_BITS(out.data(), negative.data(), 16);
+  kernels.gemm(problem.left(), problem.right(), 0, 1, Activation::kRelu, out.data(), 16);
+  CHECK_SAME_BITS(out.data(), zeros.data(), 16);
+}
+
 }  // namespace
 }  // namespace agnews_fast

@@ -109,5 +109,24 @@ TEST_EACH_ISA(softmax_is_exact_enough_over_the_whole_range_of_exp) {
   }
 }
 
+TEST_EACH_ISA(softmax_of_scores_that_are_no_numbers_is_none) {
+  for_each_length([&](std::int64_t n) {
+    for (const std::int64_t at : {std::int64_t{0}, n / 2, n - 1}) {
+      for (const float bad : {NAN, -NAN, INFINITY}) {
+        const check::Scope scope("n ", n, ", ", bad, " at ", at);
+        const std::int64_t padded = (n + kLanes - 1) / kLanes * kLanes;
+        Array<float> scores(3 * padded, 1.0f), inverse(3);
+        scores[padded + at] = bad;
+        kernels.softmax(scores.data(), padded, 3, n, inverse.data());
+        CHECK(std::isnan(inverse[1]));
+        for (const std::int64_t row : {0, 2}) {
+          CHECK_EQ(inverse[row], 1.0f / static_cast<float>(n));
+          for (std::int64_t i = 0; i < n; ++i) CHECK_EQ(scores[row * padded + i], 1.0f);
+        }
+      }
+    }
+  });
+}
+
 }  // namespace
 }  // namespace agnews_fast

@@ -148,6 +148,61 @@ TEST_EACH_ISA(a_team_of_any_size_computes_the_same_bits) {
   });
 }
 
+// The model's numbers are finite, as its file must have them, but what they lead to is not.
+void check_overflow(const Kernels& kernels, const std::function<void(RandomModel&)>& damage,
+                    const std::function<bool(std::int64_t)>& concerns) {
+  for (const Config& config : test_configs()) {
+    if (config.hidden == 1) continue;  // LayerNorm of one number is beta
+    const check::Scope scope("hidden ", config.hidden);
+    RandomModel random(config, 50);
+    const Texts texts(config, kLengths, 51);
+    const Batch batch = {texts.ids.data(), texts.offsets.data(), static_cast<std::int64_t>(kLengths.size())};
+    const Answer before = run(random.load(), kernels, batch);
+    damage(random);
+    const Model model = random.load();
+    for (const int members : {1, 2}) {
+      const Answer after = run(model, kernels, batch, members);
+      for (std::int64_t text = 0; text < batch.texts; ++text) {
+        const check::Scope one("text ", text);
+        const std::int32_t* ids = batch.ids + batch.offsets[text];
+        if (std::any_of(ids, ids + batch.length(text), concerns)) {
+          const float* logits = after.logits.data() + text * config.labels;
+          CHECK(!std::all_of(logits, logits + config.labels, [](float x) { return std::isfinite(x); }));
+        } else {
+          CHECK_SAME_BITS(after.logits.data() + text * config.labels, before.logits.data() + text * config.labels,
+                          config.labels);
+          CHECK_SAME_BITS(after.first_token.data() + text * config.hidden,
+                          before.first_token.data() + text * config.hidden, config.hidden);
+        }
+      }
+    }
+  }
+}
+
+TEST_EACH_ISA(a_word_that_overflows_shows_in_the_logits_of_its_texts_alone) {
+  for (const std::int64_t id : {0, 1, 2}) {
+    const check::Scope scope("word ", id);
+    check_overflow(
+        kernels, [&](RandomModel& m) { m.data<float>("embeddings.word_scale")[id] = 3e37f; },
+        [&](std::int64_t word) { return word == id; });
+  }
+}
+
+TEST_EACH_ISA(a_matrix_that_overflows_shows_in_the_logits) {
+  for (const char* name : {"query.scale", "key.scale", "value.scale", "out.scale", "ffn1.scale", "ffn2.scale",
+                           "attention_norm.gamma", "output_norm.gamma"}) {
+    const check::Scope scope(name);
+    check_overflow(
+        kernels,
+        [&](RandomModel& m) {
+          const std::string tensor = "layers." + std::to_string(m.plain.config.layers - 1) + "." + name;
+          const TensorInfo& info = m.tensors.at(tensor);
+          std::fill_n(m.data<float>(tensor), (info.end - info.begin) / sizeof(float), 3e38f);
+        },
+        [](std::int64_t) { return true; });
+  }
+}
+
 TEST(maxima_do_not_change_the_answer_and_hold_what_the_linears_see) {
   for_each_model([&](const RandomModel& random, const Model& model, const Batch& batch) {
     const Config& config = model.config;
