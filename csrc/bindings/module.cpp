@@ -13,6 +13,7 @@
 #include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "engine.h"
 #include "kernels/registry.h"
@@ -97,53 +98,46 @@ class Matrix {
   std::unique_ptr<float[]> values_;
 };
 
-// A caller's integers in one dimension, read where they lie. While this lives their owner cannot move or free them.
+// A copy of a caller's integers in one dimension: once the GIL is released, others may write to the buffer.
 template <typename T>
-class Integers {
- public:
-  Integers(const char* name, const py::buffer& buffer) : info_(buffer.request()) {
-    const std::string expected =
-        name + (": expected a contiguous buffer of int" + std::to_string(8 * sizeof(T)) + ", ");
-    // Which of the codes has how many bytes depends on the platform, and some have the same.
-    if (info_.itemsize != sizeof(T) || info_.format.size() != 1 ||
-        std::string("ilq").find(info_.format) == std::string::npos) {
-      throw py::type_error(expected + "got items of format '" + info_.format + "'");
-    }
-    if (info_.ndim != 1) {
-      throw std::invalid_argument(expected + "got " + std::to_string(info_.ndim) + " dimensions instead of one");
-    }
-    if ((size() > 1 && info_.strides[0] != sizeof(T)) ||
-        (size() > 0 && reinterpret_cast<std::uintptr_t>(info_.ptr) % alignof(T) != 0)) {
-      throw std::invalid_argument(expected + "got one that is strided or not aligned");
-    }
+std::vector<T> copy_integers(const char* name, const py::buffer& buffer) {
+  const py::buffer_info info = buffer.request();
+  const std::string expected = name + (": expected a contiguous buffer of int" + std::to_string(8 * sizeof(T)) + ", ");
+  // Which of the codes has how many bytes depends on the platform, and some have the same.
+  if (info.itemsize != sizeof(T) || info.format.size() != 1 ||
+      std::string("ilq").find(info.format) == std::string::npos) {
+    throw py::type_error(expected + "got items of format '" + info.format + "'");
   }
+  if (info.ndim != 1) {
+    throw std::invalid_argument(expected + "got " + std::to_string(info.ndim) + " dimensions instead of one");
+  }
+  if ((info.size > 1 && info.strides[0] != sizeof(T)) ||
+      (info.size > 0 && reinterpret_cast<std::uintptr_t>(info.ptr) % alignof(T) != 0)) {
+    throw std::invalid_argument(expected + "got one that is strided or not aligned");
+  }
+  const T* begin = static_cast<const T*>(info.ptr);
+  return {begin, begin + info.size};
+}
 
-  const T* data() const { return static_cast<const T*>(info_.ptr); }
-  std::int64_t size() const { return info_.size; }
-
- private:
-  py::buffer_info info_;
-};
-
-// Texts in a caller's buffers.
 class Texts {
  public:
-  Texts(const py::buffer& ids, const py::buffer& offsets) : ids_("ids", ids), offsets_("offsets", offsets) {
-    const std::int64_t texts = offsets_.size() - 1;
-    if (texts < 0) throw std::invalid_argument("offsets: expected at least one, got none");
-    const std::int64_t* begin = offsets_.data();
-    if (begin[0] != 0 || begin[texts] != ids_.size()) {
+  Texts(const py::buffer& ids, const py::buffer& offsets)
+      : ids_(copy_integers<std::int32_t>("ids", ids)), offsets_(copy_integers<std::int64_t>("offsets", offsets)) {
+    if (offsets_.empty()) throw std::invalid_argument("offsets: expected at least one, got none");
+    if (offsets_.front() != 0 || !std::cmp_equal(offsets_.back(), ids_.size())) {
       throw std::invalid_argument("offsets: expected to run from 0 to " + std::to_string(ids_.size()) + ", got " +
-                                  std::to_string(begin[0]) + " to " + std::to_string(begin[texts]));
+                                  std::to_string(offsets_.front()) + " to " + std::to_string(offsets_.back()));
     }
-    if (!std::is_sorted(begin, begin + texts + 1)) throw std::invalid_argument("offsets: expected not to decrease");
+    if (!std::is_sorted(offsets_.begin(), offsets_.end())) {
+      throw std::invalid_argument("offsets: expected not to decrease");
+    }
   }
 
-  Batch batch() const { return {ids_.data(), offsets_.data(), offsets_.size() - 1}; }
+  Batch batch() const { return {ids_.data(), offsets_.data(), static_cast<std::int64_t>(offsets_.size()) - 1}; }
 
  private:
-  Integers<std::int32_t> ids_;
-  Integers<std::int64_t> offsets_;
+  std::vector<std::int32_t> ids_;
+  std::vector<std::int64_t> offsets_;
 };
 
 py::tuple run(Engine& engine, const py::buffer& ids, const py::buffer& offsets) {
