@@ -141,13 +141,16 @@ inline void layer_norm_rows(const float* x, const float* residual, std::int64_t 
   F32x16 sum[R], squares[R], mean[R], rstd[R];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) sum[r] = squares[r] = F32x16::zero();
-  for (std::int64_t c = 0; c < columns; c += kLanes) {  // the padding holds zeros
+  const std::int64_t whole = columns / kLanes * kLanes;
+  for (std::int64_t c = 0; c < whole; c += kLanes) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) sum[r] = sum[r] + value(r, c);
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) mean[r] = F32x16::broadcast(sum[r].sum() / count);
-  const std::int64_t whole = columns / kLanes * kLanes;
+  for (int r = 0; r < R; ++r) {
+    if (whole < columns) sum[r] = sum[r] + value(r, whole).first(columns - whole);
+    mean[r] = F32x16::broadcast(sum[r].sum() / count);
+  }
   for (std::int64_t c = 0; c < whole; c += kLanes) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {

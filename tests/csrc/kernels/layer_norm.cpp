@@ -137,6 +137,27 @@ TEST_EACH_ISA(layer_norm_of_random_rows) {
   }
 }
 
+// As a foreign file may leave it.
+TEST_EACH_ISA(layer_norm_does_not_see_what_pads_its_inputs) {
+  Random random(10);
+  for (const std::int64_t columns : kWidths) {
+    for (const bool with_residual : {false, true}) {
+      for (const float padding : {3.0f, -1e30f, INFINITY, NAN}) {
+        const check::Scope scope("columns ", columns, ", residual ", with_residual, ", padding ", padding);
+        Rows test(4, columns);
+        test.randomize_parameters(random);
+        test.fill(test.x, [&](std::int64_t) { return random.normal(); });
+        test.fill(test.residual, [&](std::int64_t) { return random.normal(); });
+        for (std::int64_t i = 0; i < test.x.size(); ++i) {
+          if (i % test.stride >= columns) test.x[i] = test.residual[i] = padding;
+        }
+        test.run(kernels, with_residual);
+        if (columns > 1) test.check_values(with_residual);
+      }
+    }
+  }
+}
+
 TEST_EACH_ISA(layer_norm_of_any_number_of_rows) {
   Random random(9);
   for (std::int64_t rows = 1; rows <= 13; ++rows) {
