@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <sstream>
 #include <utility>
 
 #include "model/error.h"
@@ -25,9 +26,13 @@ Linear take_linear(TensorTable& tensors, const std::string& name, std::int64_t i
                    const Config& config) {
   const std::int64_t outliers = tensors.length(name + ".outlier_k");
   const std::int64_t splits = tensors.length(name + ".split_channel");
-  if (splits < 0 || splits > inputs || outliers < 0 || outliers > inputs * outputs) {
+  if (splits < 0 || splits > inputs) {
     throw ModelError(name + ": expected at most " + std::to_string(inputs) + " split channels, got " +
-                     std::to_string(splits) + ", or more outliers than weights (" + std::to_string(outliers) + ")");
+                     std::to_string(splits));
+  }
+  if (outliers < 0 || outliers > inputs * outputs) {
+    throw ModelError(name + ": expected at most " + std::to_string(inputs * outputs) + " outliers, got " +
+                     std::to_string(outliers));
   }
   const std::int64_t k = round_up(inputs + splits, kKBlock), panels = outputs / kPanel;
 
@@ -133,7 +138,9 @@ void Config::check() const {
   }
   if (depth != 4 && depth != 8) throw ModelError("config: expected depth 4 or 8, got " + std::to_string(depth));
   if (!(std::isfinite(layer_norm_epsilon) && layer_norm_epsilon > 0.0f)) {
-    throw ModelError("config: expected a positive layer_norm_epsilon");
+    std::ostringstream got;
+    got << layer_norm_epsilon;
+    throw ModelError("config: expected a positive layer_norm_epsilon, got " + got.str());
   }
 }
 

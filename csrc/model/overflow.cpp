@@ -48,7 +48,8 @@ void check_weights(const PackedWeights& w, std::int64_t outliers, int levels, co
   const std::int64_t limit16 = std::numeric_limits<std::int16_t>::max() / levels;
   const std::int64_t limit32 = (std::int64_t{1} << 30) / levels;
   for (std::int64_t panel = 0; panel < w.n / kPanel; ++panel) {
-    // Of each pair of weights; below 2^31, since k is at most 2^17.
+    // Of each pair of weights. At most 2^25: k is at most 2^19 (the context of the widest configuration, each channel of
+    // which may be split once), half of which meets in a lane.
     std::int32_t pair_sums[kPairs] = {}, pair_positives[kPairs] = {};
     const std::int8_t* weights = w.data + panel * kPanel * w.k;
     std::int16_t lowest = 0;
@@ -86,7 +87,11 @@ void check_weights(const PackedWeights& w, std::int64_t outliers, int levels, co
       sums[i / 2] += pair_sums[i];
       magnitudes[i / 2] += 2 * pair_positives[i] - pair_sums[i];
     }
-    if (lowest < -127) fail(where, panel * kPanel, "a packed weight is -128; the least allowed is -127");
+    if (lowest < -127) {
+      const std::int8_t* begin = w.data + panel * kPanel * w.k;
+      const std::int64_t at = std::find(begin, begin + kPanel * w.k, -128) - begin;
+      fail(where, panel * kPanel + at / kGroup % kPanel, "a packed weight is -128; the least allowed is -127");
+    }
     for (std::int32_t i = w.outlier_begin[panel]; i < w.outlier_begin[panel + 1]; ++i) {
       sums[w.outlier_column[i]] += w.outlier_value[i];
       magnitudes[w.outlier_column[i]] += std::abs(w.outlier_value[i]);

@@ -183,7 +183,8 @@ TEST(minus_128_is_refused) {
       matrix.set(k, column, -127);
       matrix.check(127);
       matrix.set(k, column, -128);
-      CHECK_THROWS(matrix.check(127), ModelError, "-128");
+      CHECK_THROWS(matrix.check(127), ModelError,
+                   "output column " + std::to_string(column) + ": a packed weight is -128");
     }
   }
 }
