@@ -80,8 +80,9 @@ TEST(every_size_has_limits) {
   for (const int bad : {0, 1, 2, 5, 7, 16, -8}) {
     refused([=](Config& c) { c.depth = bad; }, "expected depth 4 or 8, got " + std::to_string(bad));
   }
-  for (const float bad : {0.0f, -1e-12f, NAN, INFINITY}) {
-    refused([=](Config& c) { c.layer_norm_epsilon = bad; }, "layer_norm_epsilon");
+  for (const auto& [bad, shown] : {std::pair{0.0f, "0"}, {-1e-12f, "-1e-12"}, {NAN, "nan"}, {INFINITY, "inf"}}) {
+    refused([=](Config& c) { c.layer_norm_epsilon = bad; },
+            std::string("expected a positive layer_norm_epsilon, got ") + shown);
   }
 }
 
@@ -166,10 +167,18 @@ TEST(floats_must_be_finite) {
     if (info.dtype != "F32") continue;
     const std::string key = name;
     const auto elements = static_cast<std::int64_t>((info.end - info.begin) / sizeof(float));
-    for (const std::int64_t i : {std::int64_t{0}, elements - 1}) {
-      CHECK_THROWS(load_damaged([&](RandomModel& m) { m.data<float>(key)[i] = NAN; }, deeper()), ModelError,
-                   "tensor '" + key + "' holds a value that is not finite");
+    for (const std::int64_t i : {std::int64_t{0}, elements / 2, elements - 1}) {
+      for (const float bad : {NAN, -NAN, INFINITY, -INFINITY}) {
+        CHECK_THROWS(load_damaged([&](RandomModel& m) { m.data<float>(key)[i] = bad; }, deeper()), ModelError,
+                     "tensor '" + key + "' holds a value that is not finite");
+      }
     }
+  }
+}
+
+TEST(floats_of_any_finite_size_pass) {
+  for (const float good : {3.402823466e+38f, -3.402823466e+38f, 1e-45f, -0.0f}) {
+    load_damaged([&](RandomModel& m) { m.data<float>("pre_classifier.weight")[3] = good; });
   }
 }
 
@@ -196,11 +205,11 @@ TEST(split_channels_are_inputs) {
 TEST(lists_of_absurd_length_are_refused) {
   for (const std::int64_t bad : {std::int64_t{-1}, std::int64_t{33}, INT64_MAX, INT64_MIN}) {
     CHECK_THROWS(load_damaged([&](RandomModel& m) { m.tensors["layers.0.ffn1.split_channel"].shape[0] = bad; }),
-                 ModelError, "layers.0.ffn1");
+                 ModelError, "layers.0.ffn1: expected at most 32 split channels, got " + std::to_string(bad));
   }
   for (const std::int64_t bad : {std::int64_t{-1}, std::int64_t{100000}, INT64_MAX, INT64_MIN}) {
     CHECK_THROWS(load_damaged([&](RandomModel& m) { m.tensors["layers.0.query.outlier_k"].shape[0] = bad; }),
-                 ModelError, "layers.0.query");
+                 ModelError, "layers.0.query: expected at most 3584 outliers, got " + std::to_string(bad));
   }
 }
 
