@@ -67,7 +67,7 @@ struct Case {
 template <typename T>
 std::shared_ptr<AlignedBuffer<T>> buffer(std::int64_t size, const std::function<T()>& value) {
   auto data = std::make_shared<AlignedBuffer<T>>();
-  data->grow(static_cast<std::size_t>(size) + 64);
+  data->grow(static_cast<std::size_t>(size));
   for (std::int64_t i = 0; i < size; ++i) data->data()[i] = value();
   return data;
 }

@@ -36,7 +36,6 @@ inline constexpr float kLargestRange = 3.402823466e+38f;
 
 // Rows of u8 activations, in tiles of kRowTile rows (the last tile has what is left): tile t starts at
 // data + 6 * t * k and is laid out [k / 4][rows of the tile][4]. value = (u8 - zero_point[row]) * scale[row].
-// At least 64 readable bytes follow the last tile.
 struct PackedRows {
   const std::uint8_t* data;
   const float* scale;              // (rows)
@@ -124,8 +123,9 @@ struct Kernels {
 
   // For each of `rows` rows: out = (v - mean) * rstd * gamma + beta with v = x + residual (v = x where residual is null),
   // over `columns` values: mean = lane tree / columns; var = lane tree of fma(d, d, lane) / columns with d = v - mean;
-  // rstd = 1 / sqrt(var + epsilon); out = fma(d * rstd, gamma, beta). gamma and beta are zero-padded. x, residual and
-  // out have rows `stride` apart; out may be x or residual. rstds (rows) receives each row's rstd; it may be null.
+  // rstd = 1 / sqrt(var + epsilon); out = fma(d * rstd, gamma, beta). What pads x and residual is not looked at, what pads
+  // out becomes 0. gamma and beta are zero-padded. x, residual and out have rows `stride` apart; out may be x or residual.
+  // rstds (rows) receives each row's rstd; it may be null.
   void (*layer_norm)(const float* x, const float* residual, std::int64_t stride, std::int64_t rows,
                      std::int64_t columns, const float* gamma, const float* beta, float epsilon, float* out,
                      float* rstds);

@@ -5,15 +5,12 @@
 namespace agnews_fast {
 namespace {
 
-// Packed tiles may be read up to 64 bytes past their end.
-constexpr std::int64_t kOverread = 64;
-
 std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
 
 }  // namespace
 
 void QuantizedRows::grow(std::int64_t rows, std::int64_t k) {
-  packed.grow(size(rows * k + kOverread));
+  packed.grow(size(rows * k));
   scale.grow(size(rows));
   zero_point.grow(size(rows));
   window_norm.grow(size(round_up(rows, kRowTile) / kRowTile * long_windows(k)));

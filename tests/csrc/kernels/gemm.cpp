@@ -27,7 +27,7 @@ struct Problem {
       : sizes(s),
         activations(static_cast<std::size_t>(s.rows * s.k)),
         weights(static_cast<std::size_t>(s.k * s.n)),
-        packed_rows(s.rows * s.k + 64),
+        packed_rows(s.rows * s.k),
         row_scale(s.rows, 1.0f),
         zero_point(s.rows),
         packed_weights(s.k * s.n),
@@ -72,7 +72,6 @@ struct Problem {
         packed_rows[tile * kRowTile * k + within] = activation(row, i);
       }
     }
-    std::fill(packed_rows.end() - 64, packed_rows.end(), std::uint8_t{0xff});
     for (std::int64_t column = 0; column < n; ++column) {
       column_sum[column] = 0;
       for (std::int64_t i = 0; i < k; ++i) {
