@@ -57,12 +57,6 @@ struct F32x16 {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
-  float lowest() const {
-    const __m256 eight = _mm256_min_ps(low, high);
-    const __m128 four = _mm_min_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    const __m128 two = _mm_min_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)));
-  }
   float highest() const {
     const __m256 eight = _mm256_max_ps(low, high);
     const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -116,6 +110,7 @@ struct I32x16 {
     return {_mm256_and_si256(_mm256_castps_si256(x.low), all_but_sign),
             _mm256_and_si256(_mm256_castps_si256(x.high), all_but_sign)};
   }
+  static I32x16 bits(F32x16 x) { return {_mm256_castps_si256(x.low), _mm256_castps_si256(x.high)}; }
   static I32x16 nearest(F32x16 x) { return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)}; }
   F32x16 to_float() const { return {_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)}; }
   void store(std::int32_t* p) const {
@@ -153,6 +148,9 @@ inline I32x16 operator-(I32x16 a, I32x16 b) {
   return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
 }
 inline I32x16 max(I32x16 a, I32x16 b) { return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)}; }
+inline I32x16 max_unsigned(I32x16 a, I32x16 b) {
+  return {_mm256_max_epu32(a.low, b.low), _mm256_max_epu32(a.high, b.high)};
+}
 
 inline float round_scalar(float x) {
   const __m128 v = _mm_set_ss(x);

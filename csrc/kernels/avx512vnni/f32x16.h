@@ -39,7 +39,6 @@ struct F32x16 {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
-  float lowest() const { return _mm512_reduce_min_ps(lanes); }
   float highest() const { return _mm512_reduce_max_ps(lanes); }
 
   __m128i to_u8() const {
@@ -74,6 +73,7 @@ struct I32x16 {
   static I32x16 magnitude_bits(const float* p) {
     return {_mm512_and_si512(_mm512_load_si512(p), _mm512_set1_epi32(0x7fffffff))};
   }
+  static I32x16 bits(F32x16 x) { return {_mm512_castps_si512(x.lanes)}; }
   static I32x16 nearest(F32x16 x) { return {_mm512_cvtps_epi32(x.lanes)}; }
   F32x16 to_float() const { return {_mm512_cvtepi32_ps(lanes)}; }
   void store(std::int32_t* p) const { _mm512_store_si512(p, lanes); }
@@ -93,6 +93,7 @@ struct I32x16 {
 inline I32x16 operator+(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.lanes, b.lanes)}; }
 inline I32x16 operator-(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.lanes, b.lanes)}; }
 inline I32x16 max(I32x16 a, I32x16 b) { return {_mm512_max_epi32(a.lanes, b.lanes)}; }
+inline I32x16 max_unsigned(I32x16 a, I32x16 b) { return {_mm512_max_epu32(a.lanes, b.lanes)}; }
 
 inline float round_scalar(float x) {
   const __m128 v = _mm_set_ss(x);

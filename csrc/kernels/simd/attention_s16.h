@@ -2,9 +2,9 @@
 //
 // Of F32x16 it needs one more: times_pow2(x, n + kRoundingShift), x * 2^n of normal numbers, by adding n to the exponent.
 //
-// I32x16 offers: load, store, broadcast, zero; + - max; first_or(n, other) (the value in lanes below n, other above);
-// sum, highest (across lanes); nearest (of floats) and to_float; magnitude_bits (the bits of |x|, whose order is that of
-// the magnitudes, infinity above them and NaN above all); to_s16 (saturated; lanes 0-7 and 8-15).
+// I32x16 offers, besides what rows.h needs: load, store; + -; first_or(n, other) (the value in lanes below n, other
+// above); sum (across lanes); nearest (of floats) and to_float; magnitude_bits (the bits of |x|, whose order is that of the
+// magnitudes, infinity above them and NaN above all); to_s16 (saturated; lanes 0-7 and 8-15).
 #pragma once
 
 #include "kernels/simd/rows.h"
@@ -50,9 +50,7 @@ float quantize_s16(const float* x, std::int64_t stride, std::int64_t rows, std::
       prefetch_l2(x + r * stride + columns + c);  // the next head's
     }
   }
-  const std::int32_t highest = bits.highest();
-  float largest;
-  std::memcpy(&largest, &highest, sizeof largest);
+  const float largest = float_of(bits.highest());
   const bool usable = largest >= kSmallestRange && largest <= kLargestRange;
   const F32x16 inverse = F32x16::broadcast(usable ? static_cast<float>(levels) / largest : 0.0f);
   // Rows past the end are zeros, and so is all that has no scale.

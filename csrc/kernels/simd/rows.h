@@ -4,8 +4,10 @@
 //
 // F32x16 offers: load, store, broadcast, zero; + - *; fma(a, b, c) = a * b + c; min(a, b) = a < b ? a : b;
 // max(a, b) = a > b ? a : b; round (to nearest even); pow2 (2^n of integral floats); first(n) (the value in lanes below
-// n, 0 above); first_or(n, other); sum, lowest, highest (across lanes; sum in the order of the lane tree); from_i8;
+// n, 0 above); first_or(n, other); sum, highest (across lanes; sum in the order of the lane tree); from_i8;
 // from_products (see gemm_epilogue.h); to_u8 (rounded to nearest, saturated to 0..255).
+//
+// I32x16, 32-bit integers, offers: broadcast, zero; bits (of floats); max, max_unsigned; highest (across lanes).
 //
 // What only moves data (store_levels, transpose) uses the 128-bit intrinsics that every x86-64 has.
 #pragma once
@@ -22,6 +24,12 @@ namespace {
 // 4 KiB. p may lie past the end of an array.
 inline void prefetch_l1(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 inline void prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+
+inline float float_of(std::int32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
 
 template <int N>
 inline F32x16 horner(const float (&coefficients)[N], F32x16 x) {
@@ -79,16 +87,16 @@ void quantize_rows(const float* x, std::int64_t stride, const Quantization& q, s
   float inverse[R], zero[R];
   for (int r = 0; r < R; ++r) {
     const float* values = x + r * stride;
-    // Minimum and maximum pass over a NaN; a sum of v * 0 keeps it, and is 0 where all are finite.
-    F32x16 lo = F32x16::zero(), hi = F32x16::zero(), bad = F32x16::zero();
+    // The bits of positive numbers have their order, those of negative ones, unsigned, that of their magnitudes, and so
+    // have both with zeros: 0 and -0. Infinity is above the finite ones and NaN above it, so that either stays.
+    I32x16 lo = I32x16::broadcast(INT32_MIN), hi = I32x16::zero();
     for (std::int64_t c = 0; c < q.columns; c += kLanes) {
-      const F32x16 v = F32x16::load(values + c) * F32x16::load(q.inverse_divisor + c);
-      lo = min(v, lo);
+      const I32x16 v = I32x16::bits(F32x16::load(values + c) * F32x16::load(q.inverse_divisor + c));
+      lo = max_unsigned(v, lo);
       hi = max(v, hi);
-      bad = fma(v, F32x16::zero(), bad);
     }
-    const float lowest = lo.lowest();
-    const float range = hi.highest() - lowest + bad.sum();
+    const float lowest = float_of(lo.highest());  // all lanes are negative: their order is also the signed one
+    const float range = float_of(hi.highest()) - lowest;
     const bool usable = range >= kSmallestRange && range <= kLargestRange;
     inverse[r] = usable ? levels / range : 0.0f;
     zero[r] = usable ? round_scalar(-lowest * inverse[r]) : 0.0f;
