@@ -71,8 +71,8 @@ struct PackedWeights {
 // How float activations (x) become u8: v = x * inverse_divisor[column]; lo = min(0, v...), hi = max(0, v...);
 // scale = (hi - lo) / levels, inverse = levels / (hi - lo), zero_point = rint(-lo * inverse),
 // u8 = clamp(rint(fma(v, inverse, zero_point)), 0, levels). A range below kSmallestRange gives scale 0, zero point 0 and
-// all zeros. One that is not finite, or a value that is not, gives scale NaN, zero point 0 and all zeros, and so a product
-// of this row that is no number.
+// all zeros. One that is not finite, or a value that is not, gives scale NaN, zero point 0 and all zeros, and so a
+// product of this row that is no number.
 // Slot columns + i of the packed row repeats slot split_channel[i]: a channel that is divided by d and stands in d
 // slots keeps its product with the weights, and no longer sets the row's range.
 struct Quantization {
@@ -123,9 +123,9 @@ struct Kernels {
 
   // For each of `rows` rows: out = (v - mean) * rstd * gamma + beta with v = x + residual (v = x where residual is null),
   // over `columns` values: mean = lane tree / columns; var = lane tree of fma(d, d, lane) / columns with d = v - mean;
-  // rstd = 1 / sqrt(var + epsilon); out = fma(d * rstd, gamma, beta). What pads x and residual is not looked at, what pads
-  // out becomes 0. gamma and beta are zero-padded. x, residual and out have rows `stride` apart; out may be x or residual.
-  // rstds (rows) receives each row's rstd; it may be null.
+  // rstd = 1 / sqrt(var + epsilon); out = fma(d * rstd, gamma, beta). What pads x and residual is not looked at, what
+  // pads out becomes 0. gamma and beta are zero-padded. x, residual and out have rows `stride` apart; out may be x or
+  // residual. rstds (rows) receives each row's rstd; it may be null.
   void (*layer_norm)(const float* x, const float* residual, std::int64_t stride, std::int64_t rows,
                      std::int64_t columns, const float* gamma, const float* beta, float epsilon, float* out,
                      float* rstds);

@@ -64,7 +64,7 @@ const float* TensorTable::floats(const std::string& name, const std::vector<std:
   const float* data = reinterpret_cast<const float*>(checked(name, "F32", sizeof(float), shape));
   std::int64_t size = 1;
   for (const std::int64_t n : shape) size *= n;
-  // All bits of the exponent are set where x is infinite or not a number. Without a branch, so that compilers vectorise it.
+  // All bits of the exponent are set where x is infinite or not a number. No branch, so that compilers vectorise it.
   constexpr std::uint32_t kExponent = 0x7f800000;
   std::uint32_t bad = 0;
   for (std::int64_t i = 0; i < size; ++i) bad |= (std::bit_cast<std::uint32_t>(data[i]) & kExponent) == kExponent;

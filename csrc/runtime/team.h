@@ -27,8 +27,8 @@ class Barrier {
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
       arrived_.store(0, std::memory_order_relaxed);
       for (int rank = 0; rank < size_; ++rank) dealt_[rank].things.store(0, std::memory_order_relaxed);
-      // Sequentially consistent: notify_all reads whether anybody sleeps, and wakes nobody up if not. After a mere release
-      // that read could pass the store, and miss a member that still saw the old phase and went to sleep.
+      // Sequentially consistent: notify_all reads whether anybody sleeps, and wakes nobody up if not. After a mere
+      // release that read could pass the store, and miss a member that still saw the old phase and went to sleep.
       phase_.store(phase + 1, std::memory_order_seq_cst);
       phase_.notify_all();
       return;

@@ -3,8 +3,8 @@
 // Of F32x16 it needs one more: times_pow2(x, n + kRoundingShift), x * 2^n of normal numbers, by adding n to the exponent.
 //
 // I32x16 offers, besides what rows.h needs: load, store; + -; first_or(n, other) (the value in lanes below n, other
-// above); sum (across lanes); nearest (of floats) and to_float; magnitude_bits (the bits of |x|, whose order is that of the
-// magnitudes, infinity above them and NaN above all); to_s16 (saturated; lanes 0-7 and 8-15).
+// above); sum (across lanes); nearest (of floats) and to_float; magnitude_bits (the bits of |x|, whose order is that of
+// the magnitudes, infinity above them and NaN above all); to_s16 (saturated; lanes 0-7 and 8-15).
 #pragma once
 
 #include "kernels/simd/rows.h"
