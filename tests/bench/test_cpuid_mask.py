@@ -87,7 +87,7 @@ def masked(probe: Path, folder: Path) -> dict[str, str]:
 def run(code: str, probe: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", SETUP + code, str(probe)],
-        env=worker_environment(1, environment),
+        env=worker_environment(1, 1, environment),
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
