@@ -36,7 +36,9 @@ def agreement(labels: Sequence[int], reference: Sequence[int]) -> float:
 
 
 def chance_of_errors(errors: int, trials: int, rate: float) -> float:
-    """Probability of at least so many errors when each trial fails with probability `rate` (0 to 1, both excluded)."""
+    """Probability of at least so many errors when each trial fails with probability `rate` (0 to 1, 1 excluded)."""
+    if rate == 0:
+        return float(errors == 0)
 
     def log_of(count: int) -> float:
         choices = math.lgamma(trials + 1) - math.lgamma(count + 1) - math.lgamma(trials - count + 1)

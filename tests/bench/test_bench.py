@@ -63,6 +63,7 @@ class TestStatistics:
         assert chance_of_errors(0, 8, 0.05) == pytest.approx(1.0)
         assert chance_of_errors(1, 8, 0.05) == pytest.approx(1 - 0.95**8)
         assert chance_of_errors(2, 2, 0.05) == pytest.approx(0.05**2)
+        assert [chance_of_errors(errors, 8, 0.0) for errors in (0, 1)] == [1.0, 0.0]  # all labels are wanted
         assert chance_of_errors(456, 7600, 0.05) < 1e-4
         assert 0.4 < chance_of_errors(380, 7600, 0.05) < 0.6
 
