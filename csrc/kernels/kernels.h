@@ -26,7 +26,7 @@ inline constexpr int kKBlock = kGroup * kMaxDepth;
 
 // A "long window": so many consecutive groups of k, the first from k = 0 on. Where one is known not to overflow 16 bits
 // (see PackedRows and PackedWeights), its products need not be widened in between.
-inline constexpr int kLongDepth = 3 * kMaxDepth;
+inline constexpr int kLongDepth = 4 * kMaxDepth;
 // The length of an array with a number for each whole long window in k; what pads it is 0.
 inline constexpr std::int64_t long_windows(std::int64_t k) { return (k / (kGroup * kLongDepth) + 7) / 8 * 8; }
 
@@ -63,8 +63,9 @@ struct PackedWeights {
   std::int64_t n;                      // multiple of kPanel
   std::int64_t k;                      // multiple of kKBlock
   int depth;                           // 4 or 8
-  // (n / 16, long_windows(k)): likewise sqrt(sum of weight^2) of the panel's columns. By Cauchy and Schwarz a sum in a
-  // lane is at most the product of the two norms. Null: not known.
+  // (n / 16, long_windows(k)): likewise sqrt(sum of weight^2) of the panel's columns, over the positive weights of a lane
+  // or over the negative ones. By Cauchy and Schwarz neither part of a sum is larger than the product of the two norms,
+  // and since activations are not negative, their difference is not either. Null: not known.
   const float* window_norm = nullptr;
 };
 

@@ -113,16 +113,22 @@ void window_norms(const PackedWeights& w, float* norms) {
     const std::int8_t* weights = w.data + panel * kPanel * w.k;
     std::fill_n(norms, long_windows(w.k), 0.0f);
     for (std::int64_t window = 0; window < w.k / (kGroup * kLongDepth); ++window) {
-      std::int32_t squares[kPairs] = {};
+      std::int32_t positive[kPairs] = {}, negative[kPairs] = {};
       for (int d = 0; d < kLongDepth; ++d, weights += kPanel * kGroup) {
         std::int16_t pairs[kPairs];
         std::memcpy(pairs, weights, sizeof(pairs));
         for (int i = 0; i < kPairs; ++i) {
           const std::int16_t a = first_of(pairs[i]), b = second_of(pairs[i]);
-          squares[i] += static_cast<std::int16_t>(a * a + b * b);  // at most 2 x 127^2
+          const std::int16_t above_a = std::max<std::int16_t>(a, 0), above_b = std::max<std::int16_t>(b, 0);
+          // At most 2 x 127^2 each.
+          const auto squares = static_cast<std::int16_t>(a * a + b * b);
+          const auto above = static_cast<std::int16_t>(above_a * above_a + above_b * above_b);
+          positive[i] += above;
+          negative[i] += squares - above;
         }
       }
-      norms[window] = std::sqrt(static_cast<float>(*std::max_element(squares, squares + kPairs)));
+      norms[window] = std::sqrt(static_cast<float>(
+          std::max(*std::max_element(positive, positive + kPairs), *std::max_element(negative, negative + kPairs))));
     }
   }
 }

@@ -373,24 +373,28 @@ TEST_EACH_ISA(gemm_with_activations_that_seek_the_worst_sum) {
 }
 
 TEST_EACH_ISA(gemm_of_long_windows_below_and_above_the_bound_of_16_bits) {
-  // Constant rows and columns reach the product of their norms. 48 x 6 x 113 = 32544 fits 16 bits, 48 x 6 x 114 does not.
+  // Constant rows and columns reach the product of their norms: 64 x 5 x 102 = 32640 fits 16 bits, 64 x 5 x 103 does not.
+  // So do columns of both signs with rows that are 0 where the other sign is: 32 x 10 x 102, 32 x 10 x 103.
   Random random(27);
-  for (const std::int64_t k : {96, 128, 192, 320, 864}) {
+  for (const std::int64_t k : {128, 160, 256, 448, 1152}) {
     for (const std::int64_t rows : {1, 2, 3, 4, 5, 6, 13}) {
-      for (const int w : {1, 5, 6, -6, 7, 16, -16}) {
-        for (const int u : {42, 43, 97, 98, 113, 114, 127}) {
-          const check::Scope scope("weights ", w, ", activations ", u);
-          Problem problem({rows, 48, k, 127, 8});
-          // Other columns and the other rows are small.
-          for (std::int8_t& weight : problem.weights) weight = static_cast<std::int8_t>(random.integer(-3, 3));
-          for (std::uint8_t& level : problem.activations) level = static_cast<std::uint8_t>(random.integer(0, 9));
-          for (std::int64_t i = 0; i < k; ++i) {
-            problem.weight(i, 21) = static_cast<std::int8_t>(w);
-            problem.activation(rows - 1, i) = static_cast<std::uint8_t>(u);
+      for (const int w : {1, 5, -5, 6, 10, -10, 16}) {
+        for (const int u : {31, 32, 85, 86, 102, 103, 127}) {
+          for (const bool both_signs : {false, true}) {
+            const check::Scope scope("weights ", w, ", activations ", u, both_signs ? ", both signs" : "");
+            Problem problem({rows, 48, k, 127, 8});
+            // Other columns and the other rows are small.
+            for (std::int8_t& weight : problem.weights) weight = static_cast<std::int8_t>(random.integer(-3, 3));
+            for (std::uint8_t& level : problem.activations) level = static_cast<std::uint8_t>(random.integer(0, 9));
+            for (std::int64_t i = 0; i < k; ++i) {
+              const bool other = both_signs && i % 2 == 1;
+              problem.weight(i, 21) = static_cast<std::int8_t>(other ? -w : w);
+              problem.activation(rows - 1, i) = static_cast<std::uint8_t>(other ? 0 : u);
+            }
+            problem.zero_point[0] = 8;
+            problem.pack();
+            check_integers(kernels, problem);
           }
-          problem.zero_point[0] = 8;
-          problem.pack();
-          check_integers(kernels, problem);
         }
       }
     }
@@ -399,7 +403,7 @@ TEST_EACH_ISA(gemm_of_long_windows_below_and_above_the_bound_of_16_bits) {
 
 TEST_EACH_ISA(gemm_needs_no_norms) {
   Random random(28);
-  Problem problem({7, 32, 224, 127, 8});
+  Problem problem({7, 32, 288, 127, 8});
   randomize(problem, random);
   problem.pack();
   Array<float> out(7 * 32), expected(7 * 32);

@@ -48,7 +48,7 @@ struct Matrix {
   }
   void check(int levels) const { check_weights(packed(), outlier_k.size(), levels, "layers.0.ffn1.weight"); }
 
-  static constexpr std::int64_t n = 32, k = 96;
+  static constexpr std::int64_t n = 32, k = 160;
   int depth;
   Array<std::int8_t> data;
   Array<float> scale, bias;
@@ -72,7 +72,7 @@ void fill(Matrix& matrix, const std::vector<std::int64_t>& members, std::int64_t
   }
 }
 
-TEST(window_norms_are_those_of_the_largest_lane) {
+TEST(window_norms_are_those_of_the_largest_part_of_a_lane) {
   Matrix matrix(8);
   Array<float> norms(Matrix::n / kPanel * long_windows(Matrix::k), NAN);
   const auto check = [&](double first, double second) {
@@ -84,17 +84,23 @@ TEST(window_norms_are_those_of_the_largest_lane) {
     }
   };
   check(0, 0);
-  matrix.set(3, 5, -127);
-  matrix.set(95, 5, 100);  // the same lane: the second pair of a group
-  matrix.set(94, 5, 3);
-  matrix.set(93, 5, 90);  // another
-  matrix.set(3, 6, 101);
-  check(127 * 127 + 100 * 100 + 9, 0);
+  matrix.set(3, 5, -126);
+  matrix.set(127, 5, -100);  // the same lane: the second pair of a group
+  matrix.set(126, 5, -3);
+  matrix.set(123, 5, 127);  // the positive ones of that lane
+  matrix.set(125, 5, -90);  // another
+  matrix.set(3, 6, -101);
+  matrix.set(128, 5, -127);  // no part of a long window
+  check(126 * 126 + 100 * 100 + 9, 0);
   matrix.set(0, 16, 2);
-  matrix.set(92, 31, -3);
-  check(127 * 127 + 100 * 100 + 9, 9);
-  for (std::int64_t k = 0; k < Matrix::k; ++k) matrix.set(k, 20, k % 2 == 0 ? 127 : -127);
-  check(127 * 127 + 100 * 100 + 9, 48 * 127 * 127);
+  matrix.set(124, 31, -3);
+  check(126 * 126 + 100 * 100 + 9, 9);
+  matrix.set(60, 31, 4);
+  check(126 * 126 + 100 * 100 + 9, 16);
+  for (std::int64_t k = 0; k < 128; ++k) matrix.set(k, 20, k % 2 == 0 ? 127 : -127);
+  check(126 * 126 + 100 * 100 + 9, 32 * 127 * 127);
+  for (std::int64_t k = 0; k < 128; ++k) matrix.set(k, 21, -127);
+  check(126 * 126 + 100 * 100 + 9, 64 * 127 * 127);
 }
 
 TEST(zeros_pass) {
@@ -178,7 +184,7 @@ TEST(neighbouring_windows_do_not_add_up) {
 
 TEST(minus_128_is_refused) {
   for (const std::int64_t column : {0, 31}) {
-    for (const std::int64_t k : {0, 33, 95}) {
+    for (const std::int64_t k : {std::int64_t{0}, std::int64_t{33}, Matrix::k - 1}) {
       Matrix matrix(8);
       matrix.set(k, column, -127);
       matrix.check(127);
@@ -216,12 +222,12 @@ TEST(outliers_outside_the_matrix_are_refused) {
   };
   const char* const message = "outlier 2 lies outside the matrix or is too large";
   CHECK_THROWS(damaged([](Matrix& m) { m.outlier_k[2] = -1; }).check(127), ModelError, message);
-  CHECK_THROWS(damaged([](Matrix& m) { m.outlier_k[2] = 96; }).check(127), ModelError, message);
+  CHECK_THROWS(damaged([](Matrix& m) { m.outlier_k[2] = Matrix::k; }).check(127), ModelError, message);
   CHECK_THROWS(damaged([](Matrix& m) { m.outlier_column[2] = -1; }).check(127), ModelError, message);
   CHECK_THROWS(damaged([](Matrix& m) { m.outlier_column[2] = 16; }).check(127), ModelError, message);
   CHECK_THROWS(damaged([](Matrix& m) { m.outlier_value[2] = 32768; }).check(127), ModelError, message);
   CHECK_THROWS(damaged([](Matrix& m) { m.outlier_value[2] = INT32_MIN; }).check(127), ModelError, message);
-  damaged([](Matrix& m) { m.outlier_k[2] = 95, m.outlier_column[2] = 15; }).check(127);
+  damaged([](Matrix& m) { m.outlier_k[2] = Matrix::k - 1, m.outlier_column[2] = 15; }).check(127);
 }
 
 TEST(an_index_of_outliers_that_is_out_of_order_is_refused) {
