@@ -52,7 +52,10 @@ template <int R>
 struct GemmKernel {
   static void run(const GemmTile& tile, const PackedWeights& w, const Activation& activation) {
     alignas(64) std::int32_t acc[R][kPanel];
-    for (int r = 0; r < R; ++r) I32x16::zero().store(acc[r]);
+    // Before the products, which hide that vectors are stored here, changed in single lanes, and loaded again: 1 % faster.
+    const std::int32_t* column_sum = w.column_sum + tile.panel * kPanel;
+    for (int r = 0; r < R; ++r) zero_point_correction(tile.zero_point[r], column_sum).store(acc[r]);
+    add_outliers<R>(tile, w, acc);
     const std::uint8_t* activations = tile.activations;
     const std::int8_t* weights = w.data + tile.panel * kPanel * w.k;
     const std::int64_t blocks = w.k / kKBlock, windows = long_windows(w.k);
@@ -68,7 +71,7 @@ struct GemmKernel {
     } else {
       multiply_add_windows<R, 4, 1>(activations, weights, blocks, prefetch, acc);
     }
-    gemm_epilogue<R>(tile, w, activation, acc);
+    finish_sums<R>(tile, w, activation, acc);
   }
 };
 

@@ -25,14 +25,6 @@ struct F32x16 {
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
             _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
   }
-  // float(sum - zero_point * column_sum), exact until the conversion rounds once.
-  static F32x16 from_products(const std::int32_t* sum, std::int32_t zero_point, const std::int32_t* column_sum) {
-    const auto half = [&](int i) {
-      const __m256i correction = _mm256_mullo_epi32(_mm256_set1_epi32(zero_point), load_i32(column_sum + i));
-      return _mm256_cvtepi32_ps(_mm256_sub_epi32(load_i32(sum + i), correction));
-    };
-    return {half(0), half(8)};
-  }
   static __m256i load_i32(const std::int32_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
   void store(float* p) const {
     _mm256_store_ps(p, low);
@@ -146,6 +138,9 @@ inline I32x16 operator+(I32x16 a, I32x16 b) {
 }
 inline I32x16 operator-(I32x16 a, I32x16 b) {
   return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
+}
+inline I32x16 operator*(I32x16 a, I32x16 b) {
+  return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)};
 }
 inline I32x16 max(I32x16 a, I32x16 b) { return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)}; }
 inline I32x16 max_unsigned(I32x16 a, I32x16 b) {

@@ -19,11 +19,6 @@ struct F32x16 {
   static F32x16 from_i8(const std::int8_t* p) {
     return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p))))};
   }
-  // float(sum - zero_point * column_sum), exact until the conversion rounds once.
-  static F32x16 from_products(const std::int32_t* sum, std::int32_t zero_point, const std::int32_t* column_sum) {
-    const __m512i correction = _mm512_mullo_epi32(_mm512_set1_epi32(zero_point), _mm512_load_si512(column_sum));
-    return {_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(sum), correction))};
-  }
   void store(float* p) const { _mm512_store_ps(p, lanes); }
 
   static __mmask16 mask(std::int64_t n) {
@@ -92,6 +87,7 @@ struct I32x16 {
 
 inline I32x16 operator+(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.lanes, b.lanes)}; }
 inline I32x16 operator-(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.lanes, b.lanes)}; }
+inline I32x16 operator*(I32x16 a, I32x16 b) { return {_mm512_mullo_epi32(a.lanes, b.lanes)}; }
 inline I32x16 max(I32x16 a, I32x16 b) { return {_mm512_max_epi32(a.lanes, b.lanes)}; }
 inline I32x16 max_unsigned(I32x16 a, I32x16 b) { return {_mm512_max_epu32(a.lanes, b.lanes)}; }
 

@@ -1,5 +1,5 @@
-// What follows the integer products of one GEMM tile, written once over F32x16 (see rows.h): outliers, zero-point
-// correction, scales, bias, activation.
+// What comes with the integer products of one GEMM tile, written once over F32x16 and I32x16 (see rows.h): outliers and
+// zero-point correction, then scales, bias and activation.
 #pragma once
 
 #include "kernels/simd/rows.h"
@@ -31,20 +31,29 @@ struct GemmTile {
   Prefetch prefetch;
 };
 
+// -zero_point * column_sum of a row, by 16 columns, which its sums need.
+inline I32x16 zero_point_correction(std::int32_t zero_point, const std::int32_t* column_sum) {
+  return I32x16::broadcast(-zero_point) * I32x16::load(column_sum);
+}
+
 template <int R>
-inline void gemm_epilogue(const GemmTile& tile, const PackedWeights& w, Activation activation,
-                          std::int32_t (&acc)[R][kPanel]) {
+inline void add_outliers(const GemmTile& tile, const PackedWeights& w, std::int32_t (&acc)[R][kPanel]) {
   for (std::int32_t i = w.outlier_begin[tile.panel]; i < w.outlier_begin[tile.panel + 1]; ++i) {
     const std::int32_t k = w.outlier_k[i], column = w.outlier_column[i], value = w.outlier_value[i];
     const std::uint8_t* u = tile.activations + k / kGroup * (R * kGroup) + k % kGroup;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) acc[r][column] += u[r * kGroup] * value;
   }
+}
+
+// From the whole sums, outliers and correction included, to the outputs.
+template <int R>
+inline void finish_sums(const GemmTile& tile, const PackedWeights& w, Activation activation,
+                        const std::int32_t (&acc)[R][kPanel]) {
   const std::int64_t column = tile.panel * kPanel;
   const F32x16 column_scale = F32x16::load(w.scale + column), bias = F32x16::load(w.bias + column);
   for (int r = 0; r < R; ++r) {
-    const F32x16 exact = F32x16::from_products(acc[r], tile.zero_point[r], w.column_sum + column);
-    F32x16 y = fma(exact, F32x16::broadcast(tile.scale[r]) * column_scale, bias);
+    F32x16 y = fma(I32x16::load(acc[r]).to_float(), F32x16::broadcast(tile.scale[r]) * column_scale, bias);
     if (activation == Activation::kGelu) y = gelu(y);
     // In this order the maximum keeps a NaN, and -0, which the sum makes 0.
     if (activation == Activation::kRelu) y = max(F32x16::zero(), y) + F32x16::zero();

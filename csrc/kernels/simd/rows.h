@@ -5,9 +5,10 @@
 // F32x16 offers: load, store, broadcast, zero; + - *; fma(a, b, c) = a * b + c; min(a, b) = a < b ? a : b;
 // max(a, b) = a > b ? a : b; round (to nearest even); pow2 (2^n of integral floats); first(n) (the value in lanes below
 // n, 0 above); first_or(n, other); sum, highest (across lanes; sum in the order of the lane tree); from_i8;
-// from_products (see gemm_epilogue.h); to_u8 (rounded to nearest, saturated to 0..255).
+// to_u8 (rounded to nearest, saturated to 0..255).
 //
-// I32x16, 32-bit integers, offers: broadcast, zero; bits (of floats); max, max_unsigned; highest (across lanes).
+// I32x16, 32-bit integers, offers: load, store, broadcast, zero; + *; to_float; bits (of floats); max, max_unsigned;
+// highest (across lanes).
 //
 // What only moves data (store_levels, transpose) uses the 128-bit intrinsics that every x86-64 has.
 #pragma once
