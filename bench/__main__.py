@@ -47,6 +47,14 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     )
     add("--texts", type=int, metavar="N", help="take N evenly spaced texts of the test split (default: all)")
     add("--single-texts", type=int, default=1000, metavar="N", help="texts for b and f (default: %(default)s)")
+    add(
+        "--batch-sizes",
+        type=int,
+        nargs="+",
+        default=list(Options.batch_sizes),
+        metavar="N",
+        help="of which each peer's fastest is used (default: 1 4 8 16 32 64)",
+    )
     add("--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="N", help="tokens for c (default: 8 to 512)")
     add("--rounds", type=int, default=5, metavar="N", help="(default: %(default)s)")
     add("--memory-rounds", type=int, default=20, metavar="N", help="passes over the texts for e (default: %(default)s)")
@@ -81,6 +89,7 @@ def _compare(given: argparse.Namespace) -> None:
         reference=given.reference,
         inputs=tuple(given.inputs),
         single_texts=given.single_texts,
+        batch_sizes=tuple(given.batch_sizes),
         lengths=tuple(given.lengths),
         rounds=given.rounds,
         memory_rounds=given.memory_rounds,

@@ -51,6 +51,7 @@ class Options:
     reference: str = "ort-fp32"
     inputs: tuple[str, ...] = ("ids", "texts")
     single_texts: int = 1000
+    batch_sizes: tuple[int, ...] = (1, 4, 8, 16, 32, 64)
     lengths: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512)
     rounds: int = 5
     memory_rounds: int = 20
@@ -274,7 +275,7 @@ class Comparison:
 
     def _calibrate(self, process: Process, threads: int) -> None:
         process.peer.described = process.ask("load")
-        rates = process.run("calibrate", "split")["texts_per_second"]
+        rates = process.run("calibrate", "split", batch_sizes=self.options.batch_sizes)["texts_per_second"]
         by_streams = process.peer.calibration.setdefault(threads, {})
         by_streams[process.streams] = {int(size): rate for size, rate in rates.items()}
 

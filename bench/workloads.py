@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .backends.base import Backend, Ids
+from .backends.base import WHOLE_LIST, Backend, Ids
 from .inputs import Dataset
 
 Result = dict[str, Any]
@@ -33,8 +33,8 @@ def logits(backend: Backend, dataset: Dataset) -> Result:
     return {"logits": backend.run_ids(dataset.ids, 32).tolist()}
 
 
-def calibrate(backend: Backend, dataset: Dataset) -> Result:
-    """Texts a second at each batch size of the peer.
+def calibrate(backend: Backend, dataset: Dataset, batch_sizes: list[int]) -> Result:
+    """Texts a second at each of these batch sizes, of which the fastest is then used.
 
     The sample is three runs of neighbours in the length-sorted split: what batches look like in the split itself.
     """
@@ -44,11 +44,10 @@ def calibrate(backend: Backend, dataset: Dataset) -> Result:
     for sixth in (1, 3, 5):
         start = max(0, len(by_length) * sixth // 6 - window // 2)
         sample += by_length[start : start + window]
+    sizes = [*batch_sizes, *([WHOLE_LIST] if backend.whole_list else [])]
     least: dict[int, float] = {}  # batch size -> seconds
     for _ in range(CALIBRATION_PASSES):  # over all sizes, so that what slows the machine for a while slows several
-        close = [
-            size for size in backend.batch_sizes if least.get(size, 0.0) <= CLOSE * min(least.values(), default=0.0)
-        ]
+        close = [size for size in sizes if least.get(size, 0.0) <= CLOSE * min(least.values(), default=0.0)]
         for size in close:
             taken = _seconds(partial(backend.run_ids, sample, size))
             least[size] = min(taken, least.get(size, taken))

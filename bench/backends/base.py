@@ -55,7 +55,7 @@ class Backend(ABC):
     # Whether it computes right when signals come. Otherwise `--isa` looks at what it runs once it is loaded, but not at
     # what is timed.
     survives_signals: ClassVar[bool] = True
-    batch_sizes: ClassVar[tuple[int, ...]] = (1, 4, 8, 16, 32, 64)  # the calibration picks the fastest
+    whole_list: ClassVar[bool] = False  # whether one call with all texts competes with the batch sizes
     # Whether it may get several batches at a time. The calibration tries that too where there are several threads.
     takes_streams: ClassVar[bool] = True
 

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.backends.base import WHOLE_LIST, Backend, Ids, Logits, Setting, build_once
+from bench.backends.base import Backend, Ids, Logits, Setting, build_once
 
 
 def model_file(setting: Setting) -> Path:
@@ -25,8 +25,7 @@ class AgnewsFast(Backend):
     title = "agnews_fast"
     precision = "int8"
     requires = ("agnews_fast",)
-    # One call with all texts is how the package is meant to be used, so it competes with the fixed sizes.
-    batch_sizes = (*Backend.batch_sizes, WHOLE_LIST)
+    whole_list = True  # how the package is meant to be used
     takes_streams = False  # it shares the texts of a call among its threads by itself
 
     def __init__(self, setting: Setting) -> None:

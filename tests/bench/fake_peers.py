@@ -14,7 +14,6 @@ class Reference(Backend):
     title = "Fake fp32"
     precision = "fp32"
     requires = ()
-    batch_sizes = (1, 8)
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)

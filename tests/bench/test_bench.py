@@ -15,7 +15,7 @@ from reference.random_checkpoint import make_checkpoint
 
 from bench import backends
 from bench.__main__ import write_report
-from bench.backends.base import WHOLE_LIST, build_once, pad
+from bench.backends.base import build_once, pad
 from bench.compare import WORKLOADS, Comparison, Options, resolve
 from bench.environment import worker_environment
 from bench.inputs import Dataset, checkpoint_digest, make_dataset, of_length
@@ -100,11 +100,8 @@ class TestBackends:
             assert peer.name == name
             assert peer.precision in ("fp32", "int8")
             assert peer.title
-            assert {1, 4, 8, 16, 32, 64} <= set(peer.batch_sizes)
             assert peer.takes_streams == (name != backends.OURS)
-        assert [name for name, spec in found.items() if WHOLE_LIST in backends.find(spec).batch_sizes] == [
-            backends.OURS
-        ]
+        assert [name for name, spec in found.items() if backends.find(spec).whole_list] == [backends.OURS]
 
     def test_unknown_names_are_refused(self) -> None:
         with pytest.raises(LookupError, match="unknown peer nobody"):
@@ -167,6 +164,7 @@ def options(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Options:
         peers=(REFERENCE, INT8, WRONG, BROKEN, DYING, ABSENT),
         reference=REFERENCE,
         single_texts=6,
+        batch_sizes=(1, 8),
         lengths=(8, 16, 512),
         rounds=ROUNDS,
         memory_rounds=2,
@@ -216,7 +214,10 @@ class TestEndToEnd:
         changed = replace(options, cache=tmp_path, out=tmp_path, threads=(2,), workloads=("a", "b"), peers=peers)
         parallel = Comparison(changed, split).run()["peers"]["fake-parallel"]
         assert parallel["status"] == "ran"
-        assert set(parallel["calibration"]["2"]) == {"1", "2"}
+        assert {streams: set(rates) for streams, rates in parallel["calibration"]["2"].items()} == {
+            "1": {"1", "8"},
+            "2": {"1", "8"},
+        }
         assert parallel["streams"] == {"2": 2}
 
     def test_failures_and_absence_are_reported(self, run: Results) -> None:
