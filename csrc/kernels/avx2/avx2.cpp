@@ -52,7 +52,7 @@ template <int R>
 struct GemmKernel {
   static void run(const GemmTile& tile, const PackedWeights& w, const Activation& activation) {
     alignas(64) std::int32_t acc[R][kPanel];
-    // Before the products, which hide that vectors are stored here, changed in single lanes, and loaded again: 1 % faster.
+    // Before the products, which hide that vectors are stored here, changed in single lanes, and loaded again: 0.7 %.
     const std::int32_t* column_sum = w.column_sum + tile.panel * kPanel;
     for (int r = 0; r < R; ++r) zero_point_correction(tile.zero_point[r], column_sum).store(acc[r]);
     add_outliers<R>(tile, w, acc);
