@@ -21,7 +21,7 @@ constexpr std::int64_t kLastChunkTokens = 48;
 Model load(const MappedFile& file, const Config& config, std::map<std::string, TensorInfo> tensors,
            const Kernels& kernels) {
   TensorTable table(file.data(), file.size(), std::move(tensors));
-  return Model(config, table, kernels.long_windows);
+  return Model(config, table, kernels);
 }
 
 // Whether dealing out the chunks one by one keeps `threads` busy to the end, or would leave some without work.

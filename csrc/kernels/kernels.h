@@ -69,6 +69,16 @@ struct PackedWeights {
   const float* window_norm = nullptr;
 };
 
+// What a panel of packed weights adds up to.
+struct PanelSums {
+  std::int32_t sum[kPanel];        // of each column
+  std::int32_t magnitude[kPanel];  // of each column's magnitudes
+  // The most that positive weights, or the magnitudes of negative ones, add up to in a window: in `depth` consecutive
+  // groups, in one 16-bit lane.
+  std::int32_t largest_window;
+  std::int32_t lowest;  // weight, or 0
+};
+
 // How float activations (x) become u8: v = x * inverse_divisor[column]; lo = min(0, v...), hi = max(0, v...);
 // scale = (hi - lo) / levels, inverse = levels / (hi - lo), zero_point = rint(-lo * inverse),
 // u8 = clamp(rint(fma(v, inverse, zero_point)), 0, levels). A range below kSmallestRange gives scale 0, zero point 0 and
@@ -108,7 +118,6 @@ inline constexpr int kValueLevels = 4095;
 struct Kernels {
   const char* name;
   bool (*supported)();
-  bool long_windows;  // whether window norms are of use to gemm, and come from quantize_tile
 
   // out[row][16 * panel + c] = activation(fma(float(acc - zero_point * column_sum), row scale * column scale, bias))
   // for the panels [panel_begin, panel_end); acc is the exact int32 sum of u8 * weight over k.
@@ -116,6 +125,9 @@ struct Kernels {
   // relu(x) = x <= 0 ? 0 : x. All three keep a NaN.
   void (*gemm)(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin, std::int64_t panel_end,
                Activation activation, float* out, std::int64_t out_stride);
+
+  // Writes PackedWeights::window_norm of w (n / 16, long_windows(k)). Null where window norms are of no use to gemm.
+  void (*window_norms)(const PackedWeights& w, float* norms);
 
   // Quantises `rows` <= kRowTile float rows into one packed tile of that many rows. window_norm (long_windows(k)), see
   // PackedRows, may be null; instruction sets that have no use for it leave it alone.
@@ -177,6 +189,12 @@ struct Kernels {
   // are overwritten.
   void (*softmax_s16)(std::int32_t* scores, std::int64_t stride, std::int64_t rows, std::int64_t n, float scale,
                       std::int16_t* weights, std::int64_t weights_stride, std::int32_t* total);
+
+  // Sums of one panel of k / 4 groups; k is a multiple of 4 * depth and at most 2^20, depth at most kMaxDepth.
+  void (*panel_sums)(const std::int8_t* panel, std::int64_t k, int depth, PanelSums& sums);
+
+  // The sum of n numbers; n is a multiple of 16 and at most 2^23.
+  std::int32_t (*sum_s8)(const std::int8_t* x, std::int64_t n);
 };
 
 }  // namespace agnews_fast

@@ -23,7 +23,7 @@ LayerNorm take_norm(TensorTable& tensors, const std::string& name, std::int64_t 
 }
 
 Linear take_linear(TensorTable& tensors, const std::string& name, std::int64_t inputs, std::int64_t outputs,
-                   const Config& config) {
+                   const Config& config, const Kernels& kernels) {
   const std::int64_t outliers = tensors.length(name + ".outlier_k");
   const std::int64_t splits = tensors.length(name + ".split_channel");
   if (splits < 0 || splits > inputs) {
@@ -70,35 +70,30 @@ Linear take_linear(TensorTable& tensors, const std::string& name, std::int64_t i
   w.n = outputs;
   w.k = k;
   w.depth = config.depth;
-  check_weights(w, outliers, config.levels, name + ".weight");
+  check_weights(kernels, w, outliers, config.levels, name + ".weight");
   return linear;
 }
 
-void add_window_norms(Linear& linear) {
+void add_window_norms(Linear& linear, const Kernels& kernels) {
   PackedWeights& w = linear.weights;
   linear.window_norms.grow(static_cast<std::size_t>(w.n / kPanel * long_windows(w.k)));
-  window_norms(w, linear.window_norms.data());
+  kernels.window_norms(w, linear.window_norms.data());
   w.window_norm = linear.window_norms.data();
 }
 
-// `rows` rows of q, k and v, int8, which like the other matrices are checked against sums.
-ProjectedRows take_rows(TensorTable& tensors, const std::string& name, std::int64_t rows, std::int64_t columns) {
-  const ProjectedRows taken = {tensors.int8s(name + ".weight", {rows, columns}),
-                               tensors.floats(name + ".scale", {rows, 3})};
-  const std::int32_t* row_sum = tensors.int32s(name + ".row_sum", {rows});
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const std::int8_t* weight = taken.weight + row * columns;
-    std::int32_t sum = 0;
-    for (std::int64_t c = 0; c < columns; ++c) sum += weight[c];
-    if (sum != row_sum[row]) {
-      throw ModelError(name + ".weight, row " + std::to_string(row) + ": the numbers add up to " + std::to_string(sum) +
-                       ", but row_sum says " + std::to_string(row_sum[row]));
-    }
-  }
-  return taken;
+const std::int8_t* take_rows(TensorTable& tensors, const std::string& name, std::int64_t rows, std::int64_t columns,
+                             const Kernels& kernels) {
+  const std::int8_t* weight = tensors.int8s(name + ".weight", {rows, columns});
+  check_rows(kernels, weight, rows, columns, tensors.int32s(name + ".row_sum", {rows}), name + ".weight");
+  return weight;
 }
 
-FirstProjection take_first_projection(TensorTable& tensors, const Config& config) {
+ProjectedRows take_projected_rows(TensorTable& tensors, const std::string& name, std::int64_t rows,
+                                  std::int64_t columns, const Kernels& kernels) {
+  return {take_rows(tensors, name, rows, columns, kernels), tensors.floats(name + ".scale", {rows, 3})};
+}
+
+FirstProjection take_first_projection(TensorTable& tensors, const Config& config, const Kernels& kernels) {
   const std::string name = "layers.0.word_qkv";
   const std::int64_t columns = 3 * config.context(), rows = tensors.length(name + ".row_sum");
   const std::int64_t most = round_up(config.vocabulary, kLanes);
@@ -113,8 +108,9 @@ FirstProjection take_first_projection(TensorTable& tensors, const Config& config
                        ", got " + std::to_string(first.row[id]));
     }
   }
-  first.words = take_rows(tensors, name, rows, columns);
-  first.positions = take_rows(tensors, "layers.0.position_qkv", round_up(config.positions, kLanes), columns);
+  first.words = take_projected_rows(tensors, name, rows, columns, kernels);
+  first.positions =
+      take_projected_rows(tensors, "layers.0.position_qkv", round_up(config.positions, kLanes), columns, kernels);
   first.bias = tensors.floats(name + ".bias", {columns});
   return first;
 }
@@ -150,19 +146,19 @@ int Config::score_levels() const {
   return std::min(32767, static_cast<int>(std::sqrt(static_cast<double>(square))));
 }
 
-Model::Model(const Config& sizes, TensorTable& tensors, bool long_windows) : config(sizes) {
+Model::Model(const Config& sizes, TensorTable& tensors, const Kernels& kernels) : config(sizes) {
   config.check();
   const std::int64_t hidden = config.padded_hidden();
-  word = tensors.int8s("embeddings.word", {round_up(config.vocabulary, kLanes), hidden});
-  word_scale = tensors.floats("embeddings.word_scale", {round_up(config.vocabulary, kLanes)});
+  word = take_rows(tensors, "embeddings.word", round_up(config.vocabulary, kLanes), hidden, kernels);
+  word_scale = tensors.floats("embeddings.word.scale", {round_up(config.vocabulary, kLanes)});
   position = tensors.floats("embeddings.position", {config.positions, hidden});
   embedding_norm = take_norm(tensors, "embeddings.norm", hidden);
-  first_projection = config.layers > 1 ? take_first_projection(tensors, config) : FirstProjection{};
+  first_projection = config.layers > 1 ? take_first_projection(tensors, config, kernels) : FirstProjection{};
   std::size_t index = 0;
   for (std::int64_t i = 0; i < config.layers; ++i) {
     const std::string name = "layers." + std::to_string(i) + ".";
     const auto take = [&](const char* part, std::int64_t inputs, std::int64_t outputs) {
-      Linear linear = take_linear(tensors, name + part, inputs, outputs, config);
+      Linear linear = take_linear(tensors, name + part, inputs, outputs, config, kernels);
       linear.index = index++;
       return linear;
     };
@@ -179,7 +175,9 @@ Model::Model(const Config& sizes, TensorTable& tensors, bool long_windows) : con
     layer.ffn2 = take("ffn2", config.padded_ffn(), hidden);
     layer.attention_norm = take_norm(tensors, name + "attention_norm", hidden);
     layer.output_norm = take_norm(tensors, name + "output_norm", hidden);
-    if (long_windows && config.depth == kMaxDepth && config.levels <= 127) add_window_norms(layer.ffn2);
+    if (kernels.window_norms != nullptr && config.depth == kMaxDepth && config.levels <= 127) {
+      add_window_norms(layer.ffn2, kernels);
+    }
     layers.push_back(std::move(layer));
   }
   hidden_k = std::max(last_attention.query.input.k, last_attention.value.input.k);

@@ -89,8 +89,8 @@ struct FirstTokenAttention {
 
 struct Model {
   // Takes every tensor from the table and checks all that the kernels rely on. Throws ModelError.
-  // long_windows: see Kernels. Only ffn2 has them: what the activation function leaves is small enough.
-  Model(const Config& config, TensorTable& tensors, bool long_windows);
+  // Only ffn2 has window norms, if the kernels have: what the activation function leaves is small enough.
+  Model(const Config& config, TensorTable& tensors, const Kernels& kernels);
 
   Config config;
   const std::int8_t* word;  // (vocabulary, padded hidden)

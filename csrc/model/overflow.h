@@ -1,4 +1,4 @@
-// The proof that integer arithmetic is exact, done once when a model is loaded; and what kernels need to prove more.
+// The proof that integer arithmetic is exact, done once when a model is loaded.
 #pragma once
 
 #include <string>
@@ -15,9 +15,12 @@ namespace agnews_fast {
 //   * no weight is -128, column_sum is what the weights add up to, and outliers lie inside the matrix
 //     (`outliers` is the length of their lists, which may be padded).
 // Throws ModelError naming `where` otherwise.
-void check_weights(const PackedWeights& w, std::int64_t outliers, int levels, const std::string& where);
+void check_weights(const Kernels& kernels, const PackedWeights& w, std::int64_t outliers, int levels,
+                   const std::string& where);
 
-// Writes PackedWeights::window_norm of w: (n / 16, long_windows(k)).
-void window_norms(const PackedWeights& w, float* norms);
+// Checks that row_sum (rows) is what the numbers of each row add up to; columns is a multiple of 16. Throws ModelError
+// naming `where` otherwise.
+void check_rows(const Kernels& kernels, const std::int8_t* numbers, std::int64_t rows, std::int64_t columns,
+                const std::int32_t* row_sum, const std::string& where);
 
 }  // namespace agnews_fast

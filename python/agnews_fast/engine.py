@@ -7,11 +7,11 @@ from array import array
 from collections.abc import Sequence
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from agnews_fast import _core
 from agnews_fast.cpu import requested_isa, usable_cpus
-from agnews_fast.model_file import Header, open_regular, parse_json, read_model_header
+from agnews_fast.model_file import TOKENIZER, Header, open_regular, parse_json, read_model_header
 
 SIZES = ("layers", "hidden", "heads", "ffn", "vocabulary", "positions", "labels", "levels", "depth")
 
@@ -36,10 +36,12 @@ def load(path: Path, *, threads: int) -> LoadedModel:
     """
     with open_regular(path) as file:
         header = read_model_header(path, file)
-        config, labels, tokenizer = _described(path, header)
+        config, labels = _described(path, header)
+        tokenizer = _tokenizer(path, header, file)
         tensors = {
             name: (tensor.dtype, list(tensor.shape), tensor.begin, tensor.end)
             for name, tensor in header.tensors.items()
+            if name != TOKENIZER
         }
         try:
             engine = _core.Engine(
@@ -57,9 +59,9 @@ def load(path: Path, *, threads: int) -> LoadedModel:
     return LoadedModel(engine, config, labels, tokenizer, header)
 
 
-def _described(path: Path, header: Header) -> tuple[dict[str, Any], list[str], str]:
-    """Config, label names and tokenizer of the metadata."""
-    for key in ("config", "label_names", "tokenizer"):
+def _described(path: Path, header: Header) -> tuple[dict[str, Any], list[str]]:
+    """Config and label names of the metadata."""
+    for key in ("config", "label_names"):
         if key not in header.metadata:
             raise _core.ModelError(f"{path}: the metadata has no '{key}'")
     config = parse_json(header.metadata["config"], f"{path}: config")
@@ -79,7 +81,22 @@ def _described(path: Path, header: Header) -> tuple[dict[str, Any], list[str], s
         raise _core.ModelError(f"{path}: label_names: expected a list of str")
     if len(names) != config["labels"]:
         raise _core.ModelError(f"{path}: label_names: expected {config['labels']}, got {len(names)}")
-    return config, names, header.metadata["tokenizer"]
+    return config, names
+
+
+def _tokenizer(path: Path, header: Header, file: BinaryIO) -> str:
+    """The tokenizer's JSON, which is a tensor: as a string of the header, of JSON too, it would be parsed twice."""
+    where = f"{path}: tensor '{TOKENIZER}'"
+    if TOKENIZER not in header.tensors:
+        raise _core.ModelError(f"{where} is missing")
+    dtype, shape, begin, end = header.tensors[TOKENIZER]
+    if dtype != "U8" or shape != (end - begin,):
+        raise _core.ModelError(f"{where}: expected U8 {(end - begin,)}, got {dtype} {shape}")
+    file.seek(begin)
+    try:
+        return file.read(end - begin).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _core.ModelError(f"{where}: expected UTF-8, got {error.reason} at byte {error.start}") from None
 
 
 def pack_ids(ids: Sequence[Sequence[int]]) -> tuple[array[int], array[int]]:

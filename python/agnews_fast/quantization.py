@@ -32,7 +32,7 @@ from tokenizers import Tokenizer
 from agnews_fast._core import ModelError
 from agnews_fast.arguments import as_integer, as_path
 from agnews_fast.engine import load, pack_ids
-from agnews_fast.model_file import Header, open_regular, parse_json, read_header, read_regular
+from agnews_fast.model_file import ALIGNMENT, TOKENIZER, Header, open_regular, parse_json, read_header, read_regular
 from agnews_fast.tensors import check_writable, read_float_tensor, write_model
 from agnews_fast.tokenizer import TextEncoder, read_tokenizer
 
@@ -110,7 +110,6 @@ def quantize(
     metadata = {
         "config": json.dumps(config, sort_keys=True),
         "label_names": json.dumps(source.labels, ensure_ascii=False),
-        "tokenizer": source.tokenizer,
         "source_sha256": source.sha256,
         "scheme": f"u8 activations 0..{levels} per row, int8 weights per column, outliers and split channels exact",
     }
@@ -302,20 +301,24 @@ def _pad(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
 
 
 def _unquantised_tensors(source: Checkpoint) -> dict[str, NDArray[Any]]:
-    """Embeddings (words in int8, one scale a row), norms and the classification head."""
+    """Tokenizer, embeddings (words in int8, one scale a row), norms and the classification head."""
     config: Mapping[str, Any] = source.config
     hidden, padded = config["hidden"], _round_up(config["hidden"], _PANEL)
     labels = _round_up(config["labels"], _PANEL)
     rows = _round_up(config["vocabulary"], _PANEL)
+    tokenizer = source.tokenizer.encode("utf-8")
 
     word = source.tensor("distilbert.embeddings.word_embeddings.weight", (config["vocabulary"], hidden))
     scale = np.abs(word).max(axis=1) / np.float32(127)
     scale[scale == 0] = 1
+    integers = _pad(np.rint(word / scale[:, None]).astype(np.int8), (rows, padded))
     position = source.tensor("distilbert.embeddings.position_embeddings.weight", (config["positions"], hidden))
     tensors: dict[str, NDArray[Any]] = {
-        "embeddings.word": _pad(np.rint(word / scale[:, None]).astype(np.int8), (rows, padded)),
-        "embeddings.word_scale": _pad(scale, (rows,)),
+        "embeddings.word.weight": integers,
+        "embeddings.word.scale": _pad(scale, (rows,)),
+        "embeddings.word.row_sum": integers.sum(axis=1, dtype=np.int32),
         "embeddings.position": _pad(position, (config["positions"], padded)),
+        TOKENIZER: np.frombuffer(tokenizer.ljust(_round_up(len(tokenizer), ALIGNMENT)), np.uint8),
     }
 
     def norm(name: str, source_name: str) -> None:

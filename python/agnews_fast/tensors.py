@@ -63,7 +63,7 @@ def write_model(out: Path, metadata: Mapping[str, str], tensors: Mapping[str, ND
         OSError: it cannot be written.
     """
     target = Path(os.path.realpath(out))
-    names = {np.dtype("<f4"): "F32", np.dtype("<i4"): "I32", np.dtype("i1"): "I8"}
+    names = {np.dtype("<f4"): "F32", np.dtype("<i4"): "I32", np.dtype("i1"): "I8", np.dtype("u1"): "U8"}
     entries: dict[str, Any] = {}
     position = 0
     for name, array in sorted(tensors.items()):
@@ -71,7 +71,7 @@ def write_model(out: Path, metadata: Mapping[str, str], tensors: Mapping[str, ND
         entries[name] = header_entry(names[array.dtype], array.shape, position, position + array.nbytes)
         position += array.nbytes
     described = {"format": FORMAT, "format_version": FORMAT_VERSION, **metadata}
-    parts = ((name, _bytes(array)) for name, array in tensors.items())
+    parts = ((name, names[array.dtype], _bytes(array)) for name, array in tensors.items())
     described["checksum"] = checksum_of(header_json(described, entries), parts)
     header = header_json(described, entries)
     header += b" " * (-(8 + len(header)) % ALIGNMENT)

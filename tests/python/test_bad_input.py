@@ -546,7 +546,7 @@ def test_other_version(model: ModelFile, tmp_path: Path, version: str) -> None:
     refuse(model.write(tmp_path / "model.safetensors"), "version")
 
 
-@pytest.mark.parametrize("key", ["format", "format_version", "config", "tokenizer"])
+@pytest.mark.parametrize("key", ["format", "format_version", "config", "label_names"])
 def test_metadata_is_needed(model: ModelFile, tmp_path: Path, key: str) -> None:
     del model.metadata[key]
     refuse(model.seal().write(tmp_path / "model.safetensors"), key.partition("_")[0])
@@ -557,15 +557,35 @@ def test_no_metadata(model: ModelFile, tmp_path: Path) -> None:
     refuse(model.write(tmp_path / "model.safetensors"))
 
 
-@pytest.mark.parametrize("key", ["config", "tokenizer", "label_names"])
-@pytest.mark.parametrize(
+NO_SENSE = pytest.mark.parametrize(
     "value",
     ["", "no JSON", "null", "[]", "{}", "7", '{"model": 5}', "[" * 100_000, '["a", "b", "c", "d", "\\ud83d"]'],
     ids=lambda value: value[:10],
 )
+
+
+@pytest.mark.parametrize("key", ["config", "label_names"])
+@NO_SENSE
 def test_metadata_that_makes_no_sense(model: ModelFile, tmp_path: Path, key: str, value: str) -> None:
     model.metadata[key] = value
     refuse(model.seal().write(tmp_path / "model.safetensors"), key)
+
+
+@NO_SENSE
+def test_tokenizer_that_makes_no_sense(model: ModelFile, tmp_path: Path, value: str) -> None:
+    refuse(model.with_tokenizer(value.encode()).seal().write(tmp_path / "model.safetensors"), "tokenizer")
+
+
+def test_tokenizer_is_needed_in_utf_8(model: ModelFile, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    content = bytes(model.tensor("tokenizer"))
+    with Classifier(model.with_tokenizer(content.rstrip()).seal().write(path)) as classifier:
+        assert classifier.predict("word 5") in classifier.labels
+    refuse(model.with_tokenizer(content.replace(b"[UNK]", b"[UN\xff]")).seal().write(path), "UTF-8")
+    refuse(model.with_tokenizer(content, dtype="I8").seal().write(path), r"expected U8 \(\d+,\), got I8 \(\d+,\)")
+    refuse(model.with_tokenizer(content, dtype="F32").seal().write(path), r"expected U8 \(\d+,\), got F32 ")
+    del model.with_tokenizer(b"").header["tokenizer"]
+    refuse(model.seal().write(path), "'tokenizer' is missing")
 
 
 def test_any_change_of_the_header_is_seen(model: ModelFile, tmp_path: Path) -> None:
@@ -623,7 +643,9 @@ ENTRIES: dict[str, Callable[[Entry, int], Any]] = {
     "one offset": lambda entry, _: entry.update(data_offsets=[0]),
     "no offsets": lambda entry, _: entry.pop("data_offsets"),
     "unknown dtype": lambda entry, _: entry.update(dtype="F17"),
-    "other dtype": lambda entry, _: entry.update(dtype={"F32": "I32", "I32": "F32", "I8": "U8"}[entry["dtype"]]),
+    "other dtype": lambda entry, _: entry.update(
+        dtype={"F32": "I32", "I32": "F32", "I8": "U8", "U8": "I8"}[entry["dtype"]]
+    ),
     "wider dtype": lambda entry, _: entry.update(dtype="F64"),
     "dtype of no type": lambda entry, _: entry.update(dtype=3),
     "flat shape": lambda entry, _: entry.update(shape=[1, *entry["shape"]]),

@@ -107,12 +107,12 @@ def test_opens_with_safetensors(small_model: Path, small_checkpoint: Path) -> No
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     assert metadata["format"] == "agnews_fast"
-    assert metadata["format_version"] == "3"
+    assert metadata["format_version"] == "4"
     assert len(metadata["source_sha256"]) == 64
     assert set(metadata["source_sha256"]) <= set("0123456789abcdef")
     sizes = json.loads(metadata["config"]).values()
     assert all(size in sizes for size in SIZES.values())
-    from_file = Tokenizer.from_str(metadata["tokenizer"])
+    from_file = Tokenizer.from_str(bytes(tensors["tokenizer"]).decode())
     assert [from_file.encode(text).ids for text in TEXTS[:3]] == encode(small_checkpoint, TEXTS[:3], 512)
     assert {tensor.dtype for tensor in tensors.values()} >= {np.dtype(np.int8), np.dtype(np.float32)}
 

@@ -12,6 +12,7 @@
 #include "kernels/simd/gemm_epilogue.h"
 #include "kernels/simd/gemm_s16.h"
 #include "kernels/simd/rows.h"
+#include "kernels/simd/weight_sums.h"
 
 namespace agnews_fast {
 namespace {
@@ -86,7 +87,7 @@ void gemm(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin,
 void quantize_tile_and_norms(const float* x, std::int64_t stride, std::int64_t rows, const Quantization& q,
                              std::uint8_t* tile, float* scale, std::int32_t* zero_point, float* window_norm) {
   quantize_tile(x, stride, rows, q, tile, scale, zero_point, nullptr);
-  if (window_norm != nullptr) window_norms(tile, rows, q.k, q.levels, window_norm);
+  if (window_norm != nullptr) activation_norms(tile, rows, q.k, q.levels, window_norm);
 }
 
 }  // namespace
@@ -95,8 +96,8 @@ extern const Kernels kAvx2Kernels;
 const Kernels kAvx2Kernels = {
     "avx2",
     cpu_has_avx2,
-    true,
     gemm,
+    weight_norms,
     quantize_tile_and_norms,
     layer_norm,
     embed,
@@ -108,6 +109,8 @@ const Kernels kAvx2Kernels = {
     gemm_s16s32,
     gemm_s16f32,
     softmax_s16,
+    panel_sums,
+    sum_s8,
 };
 
 }  // namespace agnews_fast

@@ -50,7 +50,7 @@ void tile_norms(const std::uint8_t* tile, std::int64_t k, float* norm) {
   for (std::int64_t window = windows; window < long_windows(k); ++window) norm[window] = 0.0f;
 }
 
-void window_norms(const std::uint8_t* tile, std::int64_t rows, std::int64_t k, int levels, float* norm) {
+void activation_norms(const std::uint8_t* tile, std::int64_t rows, std::int64_t k, int levels, float* norm) {
   if (levels > 127) {  // vpmaddubsw takes one of its operands as signed
     for (std::int64_t i = 0; i < long_windows(k); ++i) norm[i] = kInfinity;
     return;
@@ -58,6 +58,33 @@ void window_norms(const std::uint8_t* tile, std::int64_t rows, std::int64_t k, i
   constexpr decltype(&tile_norms<1>) kRows[] = {nullptr,       tile_norms<1>, tile_norms<2>, tile_norms<3>,
                                                 tile_norms<4>, tile_norms<5>, tile_norms<6>};
   kRows[rows](tile, k, norm);
+}
+
+// See Kernels::window_norms.
+void weight_norms(const PackedWeights& w, float* norms) {
+  const __m256i zero = _mm256_setzero_si256(), low = _mm256_set1_epi32(0xffff);
+  const std::int64_t windows = w.k / (kGroup * kLongDepth), padded = long_windows(w.k);
+  for (std::int64_t panel = 0; panel < w.n / kPanel; ++panel, norms += padded) {
+    const auto* weights = reinterpret_cast<const __m256i*>(w.data + panel * kPanel * w.k);
+    for (std::int64_t window = 0; window < windows; ++window, weights += 2 * kLongDepth) {
+      __m256i largest = zero;
+      for (int half = 0; half < 2; ++half) {
+        __m256i squares[2][2] = {{zero, zero}, {zero, zero}};  // of positive and negative weights; even and odd lanes
+        for (int group = 0; group < kLongDepth; ++group) {
+          const __m256i x = _mm256_load_si256(weights + 2 * group + half);
+          const __m256i parts[2] = {_mm256_max_epi8(x, zero), _mm256_max_epi8(_mm256_sub_epi8(zero, x), zero)};
+          for (int i = 0; i < 2; ++i) {
+            const __m256i lanes = _mm256_maddubs_epi16(parts[i], parts[i]);
+            squares[i][0] = _mm256_add_epi32(squares[i][0], _mm256_and_si256(lanes, low));
+            squares[i][1] = _mm256_add_epi32(squares[i][1], _mm256_srli_epi32(lanes, 16));
+          }
+        }
+        for (const auto& part : squares) largest = _mm256_max_epi32(largest, _mm256_max_epi32(part[0], part[1]));
+      }
+      norms[window] = sqrt_scalar(static_cast<float>(I32x16{largest, largest}.highest()));
+    }
+    for (std::int64_t window = windows; window < padded; ++window) norms[window] = 0.0f;
+  }
 }
 
 }  // namespace

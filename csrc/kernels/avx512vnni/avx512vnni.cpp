@@ -7,6 +7,7 @@
 #include "kernels/simd/gemm_epilogue.h"
 #include "kernels/simd/gemm_s16.h"
 #include "kernels/simd/rows.h"
+#include "kernels/simd/weight_sums.h"
 
 namespace agnews_fast {
 namespace {
@@ -90,9 +91,9 @@ void gemm(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin,
 
 extern const Kernels kAvx512VnniKernels;
 const Kernels kAvx512VnniKernels = {
-    "avx512vnni", cpu_has_avx512vnni, false,       gemm,      quantize_tile, layer_norm,
-    embed,        project_embedding,  softmax,     transpose, gemm_f32,      quantize_s16,
-    gemm_s16s32,  gemm_s16f32,        softmax_s16,
+    "avx512vnni", cpu_has_avx512vnni, gemm,        nullptr,    quantize_tile, layer_norm,
+    embed,        project_embedding,  softmax,     transpose,  gemm_f32,      quantize_s16,
+    gemm_s16s32,  gemm_s16f32,        softmax_s16, panel_sums, sum_s8,
 };
 
 }  // namespace agnews_fast

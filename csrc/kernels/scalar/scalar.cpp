@@ -318,12 +318,38 @@ void softmax_s16(std::int32_t* scores, std::int64_t stride, std::int64_t rows, s
   }
 }
 
+void panel_sums(const std::int8_t* panel, std::int64_t k, int depth, PanelSums& sums) {
+  sums = {};
+  constexpr int kWidth = kPanel * kGroup;
+  for (std::int64_t group = 0; group < k / kGroup; group += depth) {
+    std::int32_t positive[kWidth / 2] = {}, negative[kWidth / 2] = {};  // of this window, by lane
+    for (std::int64_t i = 0; i < depth * kWidth; ++i) {
+      const std::int32_t w = panel[group * kWidth + i];
+      sums.sum[i % kWidth / kGroup] += w;
+      sums.magnitude[i % kWidth / kGroup] += w < 0 ? -w : w;
+      (w < 0 ? negative : positive)[i % kWidth / 2] += w < 0 ? -w : w;
+      sums.lowest = w < sums.lowest ? w : sums.lowest;
+    }
+    for (int lane = 0; lane < kWidth / 2; ++lane) {
+      const std::int32_t most = positive[lane] > negative[lane] ? positive[lane] : negative[lane];
+      sums.largest_window = most > sums.largest_window ? most : sums.largest_window;
+    }
+  }
+}
+
+std::int32_t sum_s8(const std::int8_t* x, std::int64_t n) {
+  std::int32_t sum = 0;
+  for (std::int64_t i = 0; i < n; ++i) sum += x[i];
+  return sum;
+}
+
 }  // namespace
 
 extern const Kernels kScalarKernels;
 const Kernels kScalarKernels = {
-    "scalar", [] { return true; }, false,    gemm,         quantize_tile, layer_norm,  embed,       project_embedding,
-    softmax,  transpose,           gemm_f32, quantize_s16, gemm_s16s32,   gemm_s16f32, softmax_s16,
+    "scalar",    [] { return true; }, gemm,        nullptr,    quantize_tile, layer_norm,
+    embed,       project_embedding,   softmax,     transpose,  gemm_f32,      quantize_s16,
+    gemm_s16s32, gemm_s16f32,         softmax_s16, panel_sums, sum_s8,
 };
 
 }  // namespace agnews_fast

@@ -19,8 +19,8 @@ inline void for_each_isa(const char* test, void (*run)(const Kernels&)) {
   CHECK(ran > 0);
 }
 
-// What PackedRows::window_norm bounds in one row of levels (k), squared: the larger sum of squares, of the first and of
-// the second pair of every group.
+// What PackedRows::window_norm bounds in one row of levels (k), and PackedWeights::window_norm in one column, squared: the
+// larger sum of squares, of the first and of the second pair of every group.
 template <typename Level>
 double long_window_squares(std::int64_t window, const Level& level) {
   const std::int64_t length = kGroup * kLongDepth;

@@ -95,8 +95,17 @@ struct Problem {
       column_sum[outlier.column] += outlier.value;
       for (std::int64_t panel = outlier.column / kPanel; panel < n / kPanel; ++panel) ++outlier_begin[panel + 1];
     }
-    check_weights(right(), count, levels, "weights");
-    window_norms(right(), weight_norm.data());
+    check_weights(scalar_kernels(), right(), count, levels, "weights");
+    std::fill(weight_norm.begin(), weight_norm.end(), 0.0f);
+    for (std::int64_t column = 0; column < n; ++column) {
+      for (std::int64_t i = 0; i < k / (kGroup * kLongDepth); ++i) {
+        float& norm = weight_norm[column / kPanel * long_windows(k) + i];
+        for (const int sign : {1, -1}) {
+          const auto part = [&](std::int64_t at) { return std::max(sign * weight(at, column), 0); };
+          norm = std::max(norm, static_cast<float>(std::sqrt(long_window_squares(i, part))));
+        }
+      }
+    }
     std::fill(row_norm.begin(), row_norm.end(), 0.0f);
     for (std::int64_t row = 0; row < rows; ++row) {
       for (std::int64_t i = 0; i < k / (kGroup * kLongDepth); ++i) {

@@ -56,7 +56,7 @@ struct Tile {
   void check_norms(const Kernels& kernels, const Array<float>& norms) const {
     for (std::int64_t i = 0; i < norms.size(); ++i) {
       const check::Scope scope("long window ", i);
-      if (!kernels.long_windows) {
+      if (kernels.window_norms == nullptr) {
         CHECK_EQ(norms[i], kUntouched);
         continue;
       }

@@ -49,7 +49,8 @@ void check_part(const Config& config, const Answer& part, const Answer& all, std
                   static_cast<std::int64_t>(part.first_token.size()));
 }
 
-void for_each_model(const std::function<void(const RandomModel&, const Model&, const Batch&)>& visit) {
+void for_each_model(const Kernels& kernels,
+                    const std::function<void(const RandomModel&, const Model&, const Batch&)>& visit) {
   std::uint64_t seed = 30;
   for (const Config& config : test_configs()) {
     ++seed;
@@ -60,7 +61,7 @@ void for_each_model(const std::function<void(const RandomModel&, const Model&, c
                                ", depth ", config.depth, ", projected ", projected);
       RandomModel random(config, seed, projected);
       random.forbid_gaps();
-      const Model model = random.load();
+      const Model model = random.load(kernels);
       const Texts texts(config, kLengths, seed);
       visit(random, model, {texts.ids.data(), texts.offsets.data(), static_cast<std::int64_t>(kLengths.size())});
     }
@@ -96,7 +97,7 @@ void check_differences(const std::vector<double>& differences, double noise) {
 }
 
 TEST_EACH_ISA(a_forward_pass_computes_the_network) {
-  for_each_model([&](const RandomModel& random, const Model& model, const Batch& batch) {
+  for_each_model(kernels, [&](const RandomModel& random, const Model& model, const Batch& batch) {
     const Config& config = model.config;
     const Answer got = run(model, kernels, batch);
     double noise = 0.0;
@@ -116,7 +117,7 @@ TEST_EACH_ISA(a_forward_pass_computes_the_network) {
 }
 
 TEST_EACH_ISA(a_text_has_the_same_bits_on_every_instruction_set_alone_and_in_any_batch) {
-  for_each_model([&](const RandomModel&, const Model& model, const Batch& batch) {
+  for_each_model(kernels, [&](const RandomModel&, const Model& model, const Batch& batch) {
     const Answer specified = run(model, scalar_kernels(), batch);
     check_part(model.config, run(model, kernels, batch), specified, 0);
     Workspace reused;  // keeps what earlier, longer texts have left
@@ -133,7 +134,7 @@ TEST_EACH_ISA(a_text_has_the_same_bits_on_every_instruction_set_alone_and_in_any
 }
 
 TEST_EACH_ISA(a_team_of_any_size_computes_the_same_bits) {
-  for_each_model([&](const RandomModel&, const Model& model, const Batch& batch) {
+  for_each_model(kernels, [&](const RandomModel&, const Model& model, const Batch& batch) {
     const Answer alone = run(model, kernels, batch);
     Workspace reused;
     for (const int members : {2, 3, 4}) {
@@ -157,9 +158,9 @@ void check_overflow(const Kernels& kernels, const std::function<void(RandomModel
     RandomModel random(config, 50);
     const Texts texts(config, kLengths, 51);
     const Batch batch = {texts.ids.data(), texts.offsets.data(), static_cast<std::int64_t>(kLengths.size())};
-    const Answer before = run(random.load(), kernels, batch);
+    const Answer before = run(random.load(kernels), kernels, batch);
     damage(random);
-    const Model model = random.load();
+    const Model model = random.load(kernels);
     for (const int members : {1, 2}) {
       const Answer after = run(model, kernels, batch, members);
       for (std::int64_t text = 0; text < batch.texts; ++text) {
@@ -183,7 +184,7 @@ TEST_EACH_ISA(a_word_that_overflows_shows_in_the_logits_of_its_texts_alone) {
   for (const std::int64_t id : {0, 1, 2}) {
     const check::Scope scope("word ", id);
     check_overflow(
-        kernels, [&](RandomModel& m) { m.data<float>("embeddings.word_scale")[id] = 3e37f; },
+        kernels, [&](RandomModel& m) { m.data<float>("embeddings.word.scale")[id] = 3e37f; },
         [&](std::int64_t word) { return word == id; });
   }
 }
@@ -204,7 +205,8 @@ TEST_EACH_ISA(a_matrix_that_overflows_shows_in_the_logits) {
 }
 
 TEST(maxima_do_not_change_the_answer_and_hold_what_the_linears_see) {
-  for_each_model([&](const RandomModel& random, const Model& model, const Batch& batch) {
+  const Kernels& kernels = select_kernels("");
+  for_each_model(kernels, [&](const RandomModel& random, const Model& model, const Batch& batch) {
     const Config& config = model.config;
     ChannelMaxima maxima;
     const std::vector<const Linear*> linears = model.linears();
@@ -215,7 +217,6 @@ TEST(maxima_do_not_change_the_answer_and_hold_what_the_linears_see) {
       return std::any_of(model.layers.begin(), model.layers.end(),
                          [&](const EncoderLayer& layer) { return linear == &layer.out; });
     };
-    const Kernels& kernels = select_kernels("");
     Workspace workspace;
     workspace.grow(model, batch, 1);
     Answer answer = run(model, kernels, batch);

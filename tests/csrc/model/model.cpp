@@ -91,7 +91,7 @@ TEST(a_model_is_views_into_the_file) {
     RandomModel random(config, 2);
     const Model model = random.load();
     CHECK_EQ(model.layers.size(), static_cast<std::size_t>(config.layers));
-    CHECK_EQ(model.word, random.data<std::int8_t>("embeddings.word"));
+    CHECK_EQ(model.word, random.data<std::int8_t>("embeddings.word.weight"));
     CHECK_EQ(model.position, random.data<float>("embeddings.position"));
     if (config.layers > 1) {
       CHECK_EQ(model.first_projection.words.weight, random.data<std::int8_t>("layers.0.word_qkv.weight"));
@@ -135,7 +135,7 @@ TEST(every_tensor_is_needed_with_its_type_and_shape_and_all_its_bytes) {
         change(tensors);
         return TensorTable(model.bytes.data(), static_cast<std::size_t>(model.bytes.size()), std::move(tensors));
       }();
-      const Model loaded(model.plain.config, table, true);
+      const Model loaded(model.plain.config, table, select_kernels(""));
     };
     const std::string key = name;
     CHECK_THROWS(load_with([&](auto& tensors) { tensors.erase(key); }), ModelError, "tensor '" + key + "' is missing");
@@ -240,6 +240,15 @@ TEST(first_projections_are_checked) {
     CHECK_THROWS(change([&](RandomModel& m) { m.tensors[words + ".row_sum"].shape[0] = bad; }), ModelError,
                  words + ": expected at most 48 rows, got " + std::to_string(bad));
   }
+}
+
+TEST(word_embeddings_are_checked) {
+  const auto change = [](auto damage) { load_damaged([&](RandomModel& m) { damage(m); }); };
+  // Of 21 columns, padded to 32.
+  CHECK_THROWS(change([](RandomModel& m) { m.data<std::int8_t>("embeddings.word.weight")[2 * 32 + 3] ^= 1; }),
+               ModelError, "embeddings.word.weight, row 2: the numbers add up to");
+  CHECK_THROWS(change([](RandomModel& m) { m.data<std::int32_t>("embeddings.word.row_sum")[1] += 1; }), ModelError,
+               "embeddings.word.weight, row 1: the numbers add up to");
 }
 
 TEST(weights_are_checked) {

@@ -1,10 +1,10 @@
 #include "model/overflow.h"
 
-#include <cmath>
 #include <vector>
 
 #include "arrays.h"
 #include "check.h"
+#include "kernels/registry.h"
 #include "model/error.h"
 
 namespace agnews_fast {
@@ -46,7 +46,9 @@ struct Matrix {
             k,
             depth};
   }
-  void check(int levels) const { check_weights(packed(), outlier_k.size(), levels, "layers.0.ffn1.weight"); }
+  void check(int levels) const {
+    check_weights(select_kernels(""), packed(), outlier_k.size(), levels, "layers.0.ffn1.weight");
+  }
 
   static constexpr std::int64_t n = 32, k = 160;
   int depth;
@@ -70,37 +72,6 @@ void fill(Matrix& matrix, const std::vector<std::int64_t>& members, std::int64_t
   for (int i = 0; i < size; ++i) {
     matrix.set(members[static_cast<std::size_t>(i)], column, sign * (total / size + (i < total % size ? 1 : 0)));
   }
-}
-
-TEST(window_norms_are_those_of_the_largest_part_of_a_lane) {
-  Matrix matrix(8);
-  Array<float> norms(Matrix::n / kPanel * long_windows(Matrix::k), NAN);
-  const auto check = [&](double first, double second) {
-    window_norms(matrix.packed(), norms.data());
-    CHECK_EQ(norms[0], static_cast<float>(std::sqrt(first)));
-    CHECK_EQ(norms[long_windows(Matrix::k)], static_cast<float>(std::sqrt(second)));
-    for (std::int64_t i = 0; i < norms.size(); ++i) {
-      if (i % long_windows(Matrix::k) != 0) CHECK_EQ(norms[i], 0.0f);
-    }
-  };
-  check(0, 0);
-  matrix.set(3, 5, -126);
-  matrix.set(127, 5, -100);  // the same lane: the second pair of a group
-  matrix.set(126, 5, -3);
-  matrix.set(123, 5, 127);  // the positive ones of that lane
-  matrix.set(125, 5, -90);  // another
-  matrix.set(3, 6, -101);
-  matrix.set(128, 5, -127);  // no part of a long window
-  check(126 * 126 + 100 * 100 + 9, 0);
-  matrix.set(0, 16, 2);
-  matrix.set(124, 31, -3);
-  check(126 * 126 + 100 * 100 + 9, 9);
-  matrix.set(60, 31, 4);
-  check(126 * 126 + 100 * 100 + 9, 16);
-  for (std::int64_t k = 0; k < 128; ++k) matrix.set(k, 20, k % 2 == 0 ? 127 : -127);
-  check(126 * 126 + 100 * 100 + 9, 32 * 127 * 127);
-  for (std::int64_t k = 0; k < 128; ++k) matrix.set(k, 21, -127);
-  check(126 * 126 + 100 * 100 + 9, 64 * 127 * 127);
 }
 
 TEST(zeros_pass) {

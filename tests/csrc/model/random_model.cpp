@@ -36,15 +36,18 @@ class Builder {
     const std::int64_t hidden = config_.hidden, padded_hidden = config_.padded_hidden();
     std::vector<std::int8_t> word(size(round_up(config_.vocabulary, kLanes) * padded_hidden));
     std::vector<float> word_scale(size(round_up(config_.vocabulary, kLanes)), 1.0f);
+    std::vector<std::int32_t> row_sum(word_scale.size());
     for (std::int64_t id = 0; id < config_.vocabulary; ++id) {
       word_scale[size(id)] = number(0.0005, 0.001);
       for (std::int64_t c = 0; c < hidden; ++c) {
         word[size(id * padded_hidden + c)] = static_cast<std::int8_t>(random_.integer(-127, 127));
+        row_sum[size(id)] += word[size(id * padded_hidden + c)];
         plain_.word.push_back(static_cast<double>(word[size(id * padded_hidden + c)]) * word_scale[size(id)]);
       }
     }
-    add("embeddings.word", {round_up(config_.vocabulary, kLanes), padded_hidden}, word);
-    add("embeddings.word_scale", {round_up(config_.vocabulary, kLanes)}, word_scale);
+    add("embeddings.word.weight", {round_up(config_.vocabulary, kLanes), padded_hidden}, word);
+    add("embeddings.word.scale", {round_up(config_.vocabulary, kLanes)}, word_scale);
+    add("embeddings.word.row_sum", {round_up(config_.vocabulary, kLanes)}, row_sum);
     std::vector<float> position(size(config_.positions * padded_hidden));
     for (std::int64_t row = 0; row < config_.positions; ++row) {
       for (std::int64_t c = 0; c < hidden; ++c) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "kernels/registry.h"
 #include "model/model.h"
 #include "model/tensor_table.h"
 
@@ -57,9 +58,9 @@ class RandomModel {
   RandomModel(const Config& config, std::uint64_t seed, double projected = 0.6);
 
   TensorTable table() const { return TensorTable(bytes.data(), static_cast<std::size_t>(bytes.size()), tensors); }
-  Model load() const {
+  Model load(const Kernels& kernels = select_kernels("")) const {
     TensorTable all = table();
-    return Model(plain.config, all, true);
+    return Model(plain.config, all, kernels);
   }
   template <typename T>
   T* data(const std::string& name) {
