@@ -232,6 +232,29 @@ void add_row_cases(const Kernels& kernels, std::vector<Case>& cases) {
   }
 }
 
+// What a model is checked with when it is loaded: one panel of ffn2, one word's q, k and v.
+void add_load_cases(const Kernels& kernels, std::vector<Case>& cases) {
+  constexpr std::int64_t k = 3104;
+  auto weights = buffer<std::int8_t>(k * kPanel, [] { return static_cast<std::int8_t>(random_bits() % 255); });
+  auto sums = std::make_shared<agnews_fast::PanelSums>();
+  auto norms = buffer<float>(agnews_fast::long_windows(k), [] { return 0.0f; });
+  auto sum = std::make_shared<std::int32_t>();
+  const auto add = [&](const char* kernel, const char* shape, std::int64_t bytes, std::function<void()> call) {
+    cases.push_back({kernels.name, kernel, shape, "byte", static_cast<double>(bytes), std::move(call)});
+  };
+  add("panel_sums", "3104 x 16", k * kPanel, [=, &kernels] { kernels.panel_sums(weights->data(), k, 8, *sums); });
+  if (kernels.window_norms != nullptr) {
+    add("window_norms", "3104 x 16", k * kPanel, [=, &kernels] {
+      PackedWeights w = {};
+      w.data = weights->data();
+      w.n = kPanel;
+      w.k = k;
+      kernels.window_norms(w, norms->data());
+    });
+  }
+  add("sum_s8", "2304", 2304, [=, &kernels] { *sum = kernels.sum_s8(weights->data(), 2304); });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -259,6 +282,7 @@ int main(int argc, char** argv) {
     cases.push_back(gemm_case(*kernels, 96, 768, 3072, 4, Activation::kNone));
     cases.push_back(gemm_case(*kernels, 96, 768, 3072, 8, Activation::kGelu));
     add_row_cases(*kernels, cases);
+    add_load_cases(*kernels, cases);
     add_first_token_cases(*kernels, cases);
   }
   for (int round = 0; round < rounds; ++round) {

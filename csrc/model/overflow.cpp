@@ -1,9 +1,7 @@
 #include "model/overflow.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
 
 #include "model/error.h"
