@@ -40,7 +40,8 @@ void check_outliers(const PackedWeights& w, std::int64_t outliers, const std::st
   for (std::int64_t group = 0;; group += w.depth) {
     std::int64_t positive[kPairs] = {}, negative[kPairs] = {};
     for (std::int64_t i = 0; i < w.depth * kPanel * kGroup; ++i, ++weights) {
-      (*weights < 0 ? negative : positive)[i / 2 % kPairs] += std::abs(*weights);
+      std::int64_t* lanes = *weights < 0 ? negative : positive;
+      lanes[i / 2 % kPairs] += std::abs(*weights);
     }
     for (int i = 0; i < kPairs; ++i) {
       const std::int64_t most = std::max(positive[i], negative[i]);

@@ -27,7 +27,7 @@ FORMAT_VERSION = "4"
 ALIGNMENT = 64
 TOKENIZER = "tokenizer"  # the tensor (uint8) with the tokenizer's JSON, which spaces pad
 
-_MAX_HEADER = 16 << 20  # bytes: 1,000 layers take 7 MB
+_MAX_HEADER = 16 << 20  # bytes: 1,000 layers take 5 MB
 
 _KINDS = {
     stat.S_IFDIR: "folder",

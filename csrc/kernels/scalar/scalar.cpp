@@ -327,7 +327,8 @@ void panel_sums(const std::int8_t* panel, std::int64_t k, int depth, PanelSums& 
       const std::int32_t w = panel[group * kWidth + i];
       sums.sum[i % kWidth / kGroup] += w;
       sums.magnitude[i % kWidth / kGroup] += w < 0 ? -w : w;
-      (w < 0 ? negative : positive)[i % kWidth / 2] += w < 0 ? -w : w;
+      std::int32_t* lanes = w < 0 ? negative : positive;
+      lanes[i % kWidth / 2] += w < 0 ? -w : w;
       sums.lowest = w < sums.lowest ? w : sums.lowest;
     }
     for (int lane = 0; lane < kWidth / 2; ++lane) {
