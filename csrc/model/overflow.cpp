@@ -89,15 +89,4 @@ void check_weights(const Kernels& kernels, const PackedWeights& w, std::int64_t 
   }
 }
 
-void check_rows(const Kernels& kernels, const std::int8_t* numbers, std::int64_t rows, std::int64_t columns,
-                const std::int32_t* row_sum, const std::string& where) {
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const std::int32_t sum = kernels.sum_s8(numbers + row * columns, columns);
-    if (sum != row_sum[row]) {
-      throw ModelError(where + ", row " + std::to_string(row) + ": the numbers add up to " + std::to_string(sum) +
-                       ", but row_sum says " + std::to_string(row_sum[row]));
-    }
-  }
-}
-
 }  // namespace agnews_fast

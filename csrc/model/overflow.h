@@ -18,9 +18,4 @@ namespace agnews_fast {
 void check_weights(const Kernels& kernels, const PackedWeights& w, std::int64_t outliers, int levels,
                    const std::string& where);
 
-// Checks that row_sum (rows) is what the numbers of each row add up to; columns is a multiple of 16. Throws ModelError
-// naming `where` otherwise.
-void check_rows(const Kernels& kernels, const std::int8_t* numbers, std::int64_t rows, std::int64_t columns,
-                const std::int32_t* row_sum, const std::string& where);
-
 }  // namespace agnews_fast
