@@ -38,7 +38,7 @@ class Engine {
   // batch and however many threads work on it. Throws std::invalid_argument if an id or a length is out of range.
   void run(const Batch& batch, float* logits, float* first_token);
 
-  // The largest magnitude of each input channel of each Linear over a batch; what the quantiser splits channels by.
+  // The largest magnitude of each input channel of each Linear over a batch; what the quantiser chooses wide channels by.
   ChannelMaxima channel_maxima(const Batch& batch);
 
   // Seconds that each Stage takes for a batch, on this thread alone.

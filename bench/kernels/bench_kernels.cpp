@@ -72,6 +72,8 @@ std::shared_ptr<AlignedBuffer<T>> buffer(std::int64_t size, const std::function<
   return data;
 }
 
+constexpr std::int64_t kWide = 4;  // wide channels of a matrix of the packaged model
+
 constexpr std::int64_t kColdCopies = 40;  // of 2.4 MB: more than most last-level caches
 
 std::mt19937 random_bits(1);
@@ -100,6 +102,8 @@ Case gemm_case(const Kernels& kernels, std::int64_t rows, std::int64_t k, std::i
   const std::int64_t windows = k == 3072 ? agnews_fast::long_windows(k) : 0;
   auto row_norm = buffer<float>((rows + kRowTile - 1) / kRowTile * windows, [] { return 600.0f; });
   auto weight_norm = buffer<float>(n / kPanel * windows, [] { return 40.0f; });
+  auto wide = buffer<std::int16_t>(rows * kWide, [] { return static_cast<std::int16_t>(random_bits() % 1000); });
+  auto wide_weight = buffer<std::int16_t>(n * kWide, [] { return static_cast<std::int16_t>(random_bits() % 100); });
   auto out = buffer<float>(rows * n, [] { return 0.0f; });
   const char* name = activation == Activation::kGelu ? "gemm+gelu"
                      : copies > 1                    ? "gemm cold"
@@ -117,7 +121,8 @@ Case gemm_case(const Kernels& kernels, std::int64_t rows, std::int64_t k, std::i
                                   zero_point->data(),
                                   rows,
                                   k,
-                                  windows > 0 ? row_norm->data() : nullptr};
+                                  windows > 0 ? row_norm->data() : nullptr,
+                                  wide->data()};
             const PackedWeights w = {weights->data() + copy * n * k,
                                      column_scale->data(),
                                      bias->data(),
@@ -129,7 +134,9 @@ Case gemm_case(const Kernels& kernels, std::int64_t rows, std::int64_t k, std::i
                                      n,
                                      k,
                                      depth,
-                                     windows > 0 ? weight_norm->data() : nullptr};
+                                     windows > 0 ? weight_norm->data() : nullptr,
+                                     wide_weight->data(),
+                                     kWide};
             kernels.gemm(a, w, 0, n / kPanel, activation, out->data(), n);
           }};
 }
@@ -190,18 +197,18 @@ void add_first_token_cases(const Kernels& kernels, std::vector<Case>& cases) {
 
 void add_row_cases(const Kernels& kernels, std::vector<Case>& cases) {
   for (const std::int64_t columns : {std::int64_t{768}, std::int64_t{3072}}) {
-    const std::int64_t k = columns + 32;
     auto x = buffer<float>(kRowTile * columns, uniform);
     auto divisor = buffer<float>(columns, [] { return 1.0f; });
-    auto split = buffer<std::int32_t>(32, [=] { return static_cast<std::int32_t>(random_bits() % columns); });
-    auto tile = buffer<std::uint8_t>(kRowTile * k, [] { return std::uint8_t{0}; });
+    auto wide_channel = buffer<std::int32_t>(kWide, [=] { return static_cast<std::int32_t>(random_bits() % columns); });
+    auto tile = buffer<std::uint8_t>(kRowTile * columns, [] { return std::uint8_t{0}; });
+    auto wide = buffer<std::int16_t>(kRowTile * kWide, [] { return std::int16_t{0}; });
     auto scale = buffer<float>(kRowTile, [] { return 0.0f; });
     auto zero_point = buffer<std::int32_t>(kRowTile, [] { return 0; });
-    auto norms = buffer<float>(agnews_fast::long_windows(k), [] { return 0.0f; });
+    auto norms = buffer<float>(agnews_fast::long_windows(columns), [] { return 0.0f; });
     cases.push_back({kernels.name, "quantize_tile", "6 x " + std::to_string(columns), "float",
                      static_cast<double>(kRowTile * columns), [=, &kernels] {
-                       const Quantization q = {divisor->data(), split->data(), columns, 32, k, 127};
-                       kernels.quantize_tile(x->data(), columns, kRowTile, q, tile->data(), scale->data(),
+                       const Quantization q = {divisor->data(), wide_channel->data(), columns, kWide, columns, 127};
+                       kernels.quantize_tile(x->data(), columns, kRowTile, q, tile->data(), wide->data(), scale->data(),
                                              zero_point->data(), columns == 3072 ? norms->data() : nullptr);
                      }});
   }
@@ -234,7 +241,7 @@ void add_row_cases(const Kernels& kernels, std::vector<Case>& cases) {
 
 // What a model is checked with when it is loaded: one panel of ffn2, one word's q, k and v.
 void add_load_cases(const Kernels& kernels, std::vector<Case>& cases) {
-  constexpr std::int64_t k = 3104;
+  constexpr std::int64_t k = 3072;
   auto weights = buffer<std::int8_t>(k * kPanel, [] { return static_cast<std::int8_t>(random_bits() % 255); });
   auto sums = std::make_shared<agnews_fast::PanelSums>();
   auto norms = buffer<float>(agnews_fast::long_windows(k), [] { return 0.0f; });
@@ -242,9 +249,9 @@ void add_load_cases(const Kernels& kernels, std::vector<Case>& cases) {
   const auto add = [&](const char* kernel, const char* shape, std::int64_t bytes, std::function<void()> call) {
     cases.push_back({kernels.name, kernel, shape, "byte", static_cast<double>(bytes), std::move(call)});
   };
-  add("panel_sums", "3104 x 16", k * kPanel, [=, &kernels] { kernels.panel_sums(weights->data(), k, 8, *sums); });
+  add("panel_sums", "3072 x 16", k * kPanel, [=, &kernels] { kernels.panel_sums(weights->data(), k, 8, *sums); });
   if (kernels.window_norms != nullptr) {
-    add("window_norms", "3104 x 16", k * kPanel, [=, &kernels] {
+    add("window_norms", "3072 x 16", k * kPanel, [=, &kernels] {
       PackedWeights w = {};
       w.data = weights->data();
       w.n = kPanel;

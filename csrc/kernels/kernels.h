@@ -30,6 +30,9 @@ inline constexpr int kLongDepth = 4 * kMaxDepth;
 // The length of an array with a number for each whole long window in k; what pads it is 0.
 inline constexpr std::int64_t long_windows(std::int64_t k) { return (k / (kGroup * kLongDepth) + 7) / 8 * 8; }
 
+// A wide channel's activations are 16-bit integers in steps of this part of the row's scale.
+inline constexpr int kWideSteps = 128;
+
 // Below this a row's range is taken as zero: its reciprocal would overflow. Above the largest, it is not finite.
 inline constexpr float kSmallestRange = 1e-30f;
 inline constexpr float kLargestRange = 3.402823466e+38f;
@@ -45,6 +48,9 @@ struct PackedRows {
   // (tiles, long_windows(k)): the largest sqrt(sum of u8^2), rounded to float, of a row's activations that meet in a
   // 16-bit lane (two neighbouring k of each group) of that window; or infinity. Null: not known.
   const float* window_norm = nullptr;
+  // The wide channels, of which PackedWeights says how many. Tile t starts at wide + 6 * t * their number and is laid out
+  // [wide / 2][rows of the tile][2]. value = wide * scale[row] / kWideSteps.
+  const std::int16_t* wide = nullptr;
 };
 
 // int8 weights [n / 16][k / 4][16 columns][4], with what did not fit as exact integers:
@@ -67,6 +73,10 @@ struct PackedWeights {
   // or over the negative ones. By Cauchy and Schwarz neither part of a sum is larger than the product of the two norms,
   // and since activations are not negative, their difference is not either. Null: not known.
   const float* window_norm = nullptr;
+  // The weights of the wide channels, in units of scale[n] * kWideSteps: [n / 16][wide / 2][16 columns][2]. Their packed
+  // weights are 0.
+  const std::int16_t* wide_weight = nullptr;
+  std::int64_t wide = 0;  // even
 };
 
 // What a panel of packed weights adds up to.
@@ -84,15 +94,16 @@ struct PanelSums {
 // u8 = clamp(rint(fma(v, inverse, zero_point)), 0, levels). A range below kSmallestRange gives scale 0, zero point 0 and
 // all zeros. One that is not finite, or a value that is not, gives scale NaN, zero point 0 and all zeros, and so a
 // product of this row that is no number.
-// Slot columns + i of the packed row repeats slot split_channel[i]: a channel that is divided by d and stands in d
-// slots keeps its product with the weights, and no longer sets the row's range.
+// A few channels are far larger than the rest, and would set the row's range. They become wide: so small a multiple of
+// them stands among the others that it does not matter (and meets weights of 0), and
+// wide[i] = rint((v * inverse) * kWideSteps) of channel wide_channel[i], which fits 16 bits since |v| <= hi - lo.
 struct Quantization {
-  const float* inverse_divisor;       // (columns)
-  const std::int32_t* split_channel;  // (splits)
-  std::int64_t columns;               // multiple of kLanes
-  std::int64_t splits;                // columns + splits <= k; slots past them are 0
-  std::int64_t k;                     // multiple of kKBlock
-  int levels;                         // 127 or 255
+  const float* inverse_divisor;      // (columns)
+  const std::int32_t* wide_channel;  // (wide)
+  std::int64_t columns;              // multiple of kLanes
+  std::int64_t wide;                 // even
+  std::int64_t k;                    // multiple of kKBlock, at least columns; slots past those are 0
+  int levels;                        // 127 or 255
 };
 
 enum class Activation { kNone, kGelu, kRelu };
@@ -120,7 +131,7 @@ struct Kernels {
   bool (*supported)();
 
   // out[row][16 * panel + c] = activation(fma(float(acc - zero_point * column_sum), row scale * column scale, bias))
-  // for the panels [panel_begin, panel_end); acc is the exact int32 sum of u8 * weight over k.
+  // for the panels [panel_begin, panel_end); acc is the exact int32 sum of u8 * weight over k and of wide * wide weight.
   // gelu(x) = x * (0.5 + t * P(t * t)), t = x clamped to +-kGeluClamp (kernels/polynomials.h).
   // relu(x) = x <= 0 ? 0 : x. All three keep a NaN.
   void (*gemm)(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin, std::int64_t panel_end,
@@ -129,10 +140,11 @@ struct Kernels {
   // Writes PackedWeights::window_norm of w (n / 16, long_windows(k)). Null where window norms are of no use to gemm.
   void (*window_norms)(const PackedWeights& w, float* norms);
 
-  // Quantises `rows` <= kRowTile float rows into one packed tile of that many rows. window_norm (long_windows(k)), see
-  // PackedRows, may be null; instruction sets that have no use for it leave it alone.
+  // Quantises `rows` <= kRowTile float rows into one packed tile of that many rows, and one of their wide channels.
+  // window_norm (long_windows(k)), see PackedRows, may be null; instruction sets that have no use for it leave it alone.
   void (*quantize_tile)(const float* x, std::int64_t stride, std::int64_t rows, const Quantization& q,
-                        std::uint8_t* tile, float* scale, std::int32_t* zero_point, float* window_norm);
+                        std::uint8_t* tile, std::int16_t* wide, float* scale, std::int32_t* zero_point,
+                        float* window_norm);
 
   // For each of `rows` rows: out = (v - mean) * rstd * gamma + beta with v = x + residual (v = x where residual is null),
   // over `columns` values: mean = lane tree / columns; var = lane tree of fma(d, d, lane) / columns with d = v - mean;

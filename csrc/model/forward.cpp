@@ -61,7 +61,13 @@ void Forward::feed_forward(const EncoderLayer& layer, const Member& member, Rows
   const PackedRows all = x.quantized.view(x.rows, layer.ffn1);
   for (std::int64_t begin = 0; begin < x.rows; begin += kFfnRows) {
     const std::int64_t rows = std::min(kFfnRows, x.rows - begin);
-    const PackedRows block = {all.data + begin * all.k, all.scale + begin, all.zero_point + begin, rows, all.k};
+    const PackedRows block = {all.data + begin * all.k,
+                              all.scale + begin,
+                              all.zero_point + begin,
+                              rows,
+                              all.k,
+                              nullptr,
+                              all.wide + begin * layer.ffn1.input.wide};
     project(Stage::kFfn1, layer.ffn1, block, member, panels_of(layer.ffn1), model_.config.activation, ws_.inner.data(),
             ffn);
     member.barrier();
@@ -81,8 +87,9 @@ void Forward::quantize(const float* x, std::int64_t stride, std::int64_t rows, c
   const std::int64_t windows = long_windows(linear.input.k);
   for (std::int64_t row = share.begin; row < share.end; row += kRowTile) {
     kernels_.quantize_tile(x + row * stride, stride, std::min<std::int64_t>(kRowTile, rows - row), linear.input,
-                           out.packed.data() + row * linear.input.k, out.scale.data() + row,
-                           out.zero_point.data() + row, norms == nullptr ? nullptr : norms + row / kRowTile * windows);
+                           out.packed.data() + row * linear.input.k, out.wide.data() + row * linear.input.wide,
+                           out.scale.data() + row, out.zero_point.data() + row,
+                           norms == nullptr ? nullptr : norms + row / kRowTile * windows);
   }
   if (observer_.maxima != nullptr) {
     std::vector<float>& most = (*observer_.maxima)[linear.index];

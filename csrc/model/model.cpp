@@ -22,25 +22,34 @@ LayerNorm take_norm(TensorTable& tensors, const std::string& name, std::int64_t 
   return {tensors.floats(name + ".gamma", {columns}), tensors.floats(name + ".beta", {columns})};
 }
 
+// How many wide channels a list has: an even number of inputs, then -1.
+std::int64_t count_wide(const std::int32_t* channels, std::int64_t inputs, const std::string& name) {
+  const std::int64_t wide = std::find(channels, channels + kMostWide, -1) - channels;
+  for (std::int64_t i = 0; i < kMostWide; ++i) {
+    if (i < wide ? channels[i] < 0 || channels[i] >= inputs : channels[i] != -1) {
+      throw ModelError(name + "[" + std::to_string(i) + "]: expected " +
+                       (i < wide ? "0 to " + std::to_string(inputs - 1) : "-1 behind the last channel") + ", got " +
+                       std::to_string(channels[i]));
+    }
+  }
+  if (wide % 2 != 0) throw ModelError(name + ": expected an even number of channels, got " + std::to_string(wide));
+  return wide;
+}
+
 Linear take_linear(TensorTable& tensors, const std::string& name, std::int64_t inputs, std::int64_t outputs,
                    const Config& config, const Kernels& kernels) {
   const std::int64_t outliers = tensors.length(name + ".outlier_k");
-  const std::int64_t splits = tensors.length(name + ".split_channel");
-  if (splits < 0 || splits > inputs) {
-    throw ModelError(name + ": expected at most " + std::to_string(inputs) + " split channels, got " +
-                     std::to_string(splits));
-  }
   if (outliers < 0 || outliers > inputs * outputs) {
     throw ModelError(name + ": expected at most " + std::to_string(inputs * outputs) + " outliers, got " +
                      std::to_string(outliers));
   }
-  const std::int64_t k = round_up(inputs + splits, kKBlock), panels = outputs / kPanel;
+  const std::int64_t k = round_up(inputs, kKBlock), panels = outputs / kPanel;
 
   Linear linear = {};
   linear.input.inverse_divisor = tensors.floats(name + ".inverse_divisor", {inputs});
-  linear.input.split_channel = tensors.int32s(name + ".split_channel", {splits});
+  linear.input.wide_channel = tensors.int32s(name + ".wide_channel", {kMostWide});
   linear.input.columns = inputs;
-  linear.input.splits = splits;
+  linear.input.wide = count_wide(linear.input.wide_channel, inputs, name + ".wide_channel");
   linear.input.k = k;
   linear.input.levels = config.levels;
   for (std::int64_t c = 0; c < inputs; ++c) {
@@ -48,13 +57,6 @@ Linear take_linear(TensorTable& tensors, const std::string& name, std::int64_t i
     if (!(x > 0.0f && x <= 1.0f)) {
       throw ModelError(name + ".inverse_divisor[" + std::to_string(c) + "]: expected a value in (0, 1], got " +
                        std::to_string(x));
-    }
-  }
-  for (std::int64_t i = 0; i < splits; ++i) {
-    const std::int32_t channel = linear.input.split_channel[i];
-    if (channel < 0 || channel >= inputs) {
-      throw ModelError(name + ".split_channel[" + std::to_string(i) + "]: expected 0 to " + std::to_string(inputs - 1) +
-                       ", got " + std::to_string(channel));
     }
   }
 
@@ -70,6 +72,8 @@ Linear take_linear(TensorTable& tensors, const std::string& name, std::int64_t i
   w.n = outputs;
   w.k = k;
   w.depth = config.depth;
+  w.wide = linear.input.wide;
+  w.wide_weight = tensors.int16s(name + ".wide_weight", {panels, w.wide / 2, kPanel, 2});
   check_weights(kernels, w, outliers, config.levels, name + ".weight");
   return linear;
 }

@@ -40,6 +40,9 @@ struct Config {
   std::int64_t qkv_stride() const { return 3 * context() + kLanes; }
 };
 
+// The length of a Linear's list of wide channels, which -1 pads.
+inline constexpr std::int64_t kMostWide = 16;
+
 struct Linear {
   Quantization input;
   PackedWeights weights;

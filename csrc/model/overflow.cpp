@@ -33,6 +33,21 @@ void check_outliers(const PackedWeights& w, std::int64_t outliers, const std::st
   }
 }
 
+void check_wide(const PackedWeights& w, int levels, const std::string& where) {
+  // An activation is at most levels * kWideSteps, but for rounding: less than one more.
+  const std::int64_t limit = (std::int64_t{1} << 29) / (levels * kWideSteps + 1);
+  for (std::int64_t column = 0; column < w.n; ++column) {
+    const std::int16_t* weights = w.wide_weight + (column / kPanel * w.wide * kPanel) + column % kPanel * 2;
+    std::int64_t magnitude = 0;
+    for (std::int64_t i = 0; i < w.wide; ++i) magnitude += std::abs(int{weights[i / 2 * 2 * kPanel + i % 2]});
+    if (magnitude > limit) {
+      fail(where, column,
+           "the weights of wide channels would overflow 32 bits (they add up to " + std::to_string(magnitude) +
+               ", at most " + std::to_string(limit) + " is allowed)");
+    }
+  }
+}
+
 // Of a panel with a window that adds up to more than `limit`: the first of those.
 [[noreturn]] void fail_window(const PackedWeights& w, std::int64_t panel, std::int64_t limit,
                               const std::string& where) {
@@ -59,6 +74,7 @@ void check_outliers(const PackedWeights& w, std::int64_t outliers, const std::st
 void check_weights(const Kernels& kernels, const PackedWeights& w, std::int64_t outliers, int levels,
                    const std::string& where) {
   check_outliers(w, outliers, where);
+  check_wide(w, levels, where);
   const std::int64_t limit16 = std::numeric_limits<std::int16_t>::max() / levels;
   const std::int64_t limit32 = (std::int64_t{1} << 30) / levels;
   for (std::int64_t panel = 0; panel < w.n / kPanel; ++panel) {

@@ -76,6 +76,10 @@ const std::int32_t* TensorTable::int32s(const std::string& name, const std::vect
   return reinterpret_cast<const std::int32_t*>(checked(name, "I32", sizeof(std::int32_t), shape));
 }
 
+const std::int16_t* TensorTable::int16s(const std::string& name, const std::vector<std::int64_t>& shape) {
+  return reinterpret_cast<const std::int16_t*>(checked(name, "I16", sizeof(std::int16_t), shape));
+}
+
 const std::int8_t* TensorTable::int8s(const std::string& name, const std::vector<std::int64_t>& shape) {
   return reinterpret_cast<const std::int8_t*>(checked(name, "I8", sizeof(std::int8_t), shape));
 }

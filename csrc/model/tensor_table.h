@@ -27,6 +27,7 @@ class TensorTable {
   // file and, for floats, finite.
   const float* floats(const std::string& name, const std::vector<std::int64_t>& shape);
   const std::int32_t* int32s(const std::string& name, const std::vector<std::int64_t>& shape);
+  const std::int16_t* int16s(const std::string& name, const std::vector<std::int64_t>& shape);
   const std::int8_t* int8s(const std::string& name, const std::vector<std::int64_t>& shape);
 
   // The length of a one-dimensional tensor whose size the caller cannot know.

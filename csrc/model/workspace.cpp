@@ -11,6 +11,7 @@ std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
 
 void QuantizedRows::grow(std::int64_t rows, std::int64_t k) {
   packed.grow(size(rows * k));
+  wide.grow(size(rows * kMostWide));
   scale.grow(size(rows));
   zero_point.grow(size(rows));
   window_norm.grow(size(round_up(rows, kRowTile) / kRowTile * long_windows(k)));

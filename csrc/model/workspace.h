@@ -21,10 +21,11 @@ struct QuantizedRows {
   // The first `rows` of them, as they were quantised for `linear`.
   PackedRows view(std::int64_t rows, const Linear& linear) {
     const float* norms = linear.weights.window_norm == nullptr ? nullptr : window_norm.data();
-    return {packed.data(), scale.data(), zero_point.data(), rows, linear.input.k, norms};
+    return {packed.data(), scale.data(), zero_point.data(), rows, linear.input.k, norms, wide.data()};
   }
 
   AlignedBuffer<std::uint8_t> packed;      // tiles of (rows, k)
+  AlignedBuffer<std::int16_t> wide;        // tiles of (rows, wide channels)
   AlignedBuffer<float> scale;              // (rows)
   AlignedBuffer<std::int32_t> zero_point;  // (rows)
   AlignedBuffer<float> window_norm;        // (tiles, long_windows(k)), for a Linear that has them

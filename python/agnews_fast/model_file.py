@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 from agnews_fast._core import ModelError
 
 FORMAT = "agnews_fast"
-FORMAT_VERSION = "4"
+FORMAT_VERSION = "5"
 ALIGNMENT = 64
 TOKENIZER = "tokenizer"  # the tensor (uint8) with the tokenizer's JSON, which spaces pad
 

@@ -7,10 +7,9 @@ The scheme (why, and what it costs and gives, is in csrc/README.md):
   single weights 55 times the rest, which would crush them. Weights that would overflow 16-bit sums of ``depth``
   products are lowered a little; what lies outside -127..127, or would lose too much, is kept as an exact integer in a
   sparse list (FBGEMM's acc16 does this for speed: Khudia et al. 2021, arXiv:2101.05615);
-* a few input channels are far larger than the rest and would set the scale of the whole activation row. Such a channel
-  is divided by d and stands in d places of the row, whose weights add up to d times its own (the outlier channel
-  splitting of Zhao et al. 2019, arXiv:1901.09504). Which channels, the quantised model itself tells, run over
-  pseudo-random tokens;
+* a few input channels are far larger than the rest and would set the scale of the whole activation row. They are kept
+  in 16 bits (as LLM.int8() keeps them in float: Dettmers et al. 2022, arXiv:2208.07339). Which channels, the quantised
+  model itself tells, run over pseudo-random tokens;
 * the first layer's queries, keys and values of frequent words are computed here, so that they need only be looked up.
 """
 
@@ -47,7 +46,10 @@ _LARGEST_ERROR = 150.0
 _PROJECTED_WORDS = 6000  # whose first queries, keys and values are kept, at 2.3 KB each
 _PROJECTED_BLOCK = 64 * _PANEL  # words at a time, in float64
 _UNUSED_TOKEN = re.compile(r"\[unused\d+\]")
-_SPLIT_SLOTS = 32  # places added to a row for split channels
+_WIDE_CHANNELS = 4
+_WIDE_LIST = 16  # the length of their list; this and the next as in the core
+_WIDE_STEPS = 128
+_LARGEST_WIDE_STEP = 8
 _CALIBRATION_TEXTS = 64
 _CALIBRATION_TOKENS = 64
 
@@ -111,14 +113,14 @@ def quantize(
         "config": json.dumps(config, sort_keys=True),
         "label_names": json.dumps(source.labels, ensure_ascii=False),
         "source_sha256": source.sha256,
-        "scheme": f"u8 activations 0..{levels} per row, int8 weights per column, outliers and split channels exact",
+        "scheme": f"u8 activations 0..{levels} per row, int8 weights per column, outliers exact, wide channels 16 bits",
     }
     tensors = _unquantised_tensors(source)
     with tempfile.TemporaryDirectory() as folder:
-        first = Path(folder) / "unsplit.safetensors"
+        first = Path(folder) / "calibration.safetensors"
         # With no words' projections, so that the first layer's maxima are those of all tokens.
-        unsplit = _first_projection(source, []) | _quantised_tensors(source, config, maxima=None)
-        write_model(first, metadata, tensors | unsplit)
+        narrow = _first_projection(source, []) | _quantised_tensors(source, config, maxima=None)
+        write_model(first, metadata, tensors | narrow)
         maxima = _channel_maxima(first, source.special)
     tensors |= _first_projection(source, _frequent_words(source.vocabulary))
     write_model(out, metadata, tensors | _quantised_tensors(source, config, maxima))
@@ -341,12 +343,12 @@ def _unquantised_tensors(source: Checkpoint) -> dict[str, NDArray[Any]]:
 def _quantised_tensors(
     source: Checkpoint, config: Mapping[str, Any], maxima: list[Floats] | None
 ) -> dict[str, NDArray[Any]]:
-    """Every matrix of the encoder. maxima: the largest input of each channel of each, or None to split nothing."""
+    """Every matrix of the encoder. maxima: the largest input of each channel of each, or None for no wide ones."""
     tensors: dict[str, NDArray[Any]] = {}
     for index, (layer, name) in enumerate(_linears(config["layers"])):
         weight, bias = _encoder_matrix(source, layer, name)
-        splits = _no_splits(weight.shape[1]) if maxima is None else _splits(name, maxima[index])
-        for part, array in _quantise_matrix(weight, bias, splits, config["levels"], config["depth"]).items():
+        wide = _no_wide(weight.shape[1]) if maxima is None else _wide(name, maxima[index])
+        for part, array in _quantise_matrix(weight, bias, wide, config["levels"], config["depth"]).items():
             tensors[f"layers.{layer}.{name}.{part}"] = array
     return tensors
 
@@ -459,36 +461,41 @@ def _fixed_point(x: NDArray[Any]) -> tuple[NDArray[np.float64], float]:
     return np.rint(x.astype(np.float64) / unit), unit
 
 
-Splits = tuple[Integers, Floats]  # channels that the added slots repeat; 1 / divisor of every channel
+Wide = tuple[Integers, Floats]  # wide channels; 1 / divisor of every channel
 
 
-def _no_splits(inputs: int) -> Splits:
+def _no_wide(inputs: int) -> Wide:
     return np.zeros(0, np.int32), np.ones(inputs, np.float32)
 
 
-def _splits(name: str, maxima: Floats) -> Splits:
-    """Divide the largest channels until the slots are used up; what remains sets the rows' range.
+def _wide(name: str, maxima: Floats) -> Wide:
+    """The channels with the largest maxima; what remains sets the rows' range.
 
-    The attention's queries and output have no channels that stand out, and get only what padding gives for nothing.
+    The attention's queries and output have no channels that stand out.
     """
-    added = 0 if name in ("key", "out") else _SPLIT_SLOTS
-    slots = min(_round_up(len(maxima), _K_BLOCK) - len(maxima) + added, len(maxima))
-    divisor = np.ones(len(maxima), np.float32)
-    channels = np.zeros(slots, np.int32)
-    for slot in range(slots):
-        channels[slot] = int(np.argmax(maxima / divisor))
-        divisor[channels[slot]] += 1
-    # Pairs of slots take turns in two 16-bit lanes (see _windows): this way each has its part of every channel.
-    alternating = np.sort(channels).reshape(-1, 2, 2).transpose(0, 2, 1).reshape(-1)
-    return alternating, np.float32(1) / divisor
+    if name in ("key", "out"):
+        return _no_wide(len(maxima))
+    order = np.argsort(-maxima, kind="stable")
+    channels, next_largest = np.sort(order[:_WIDE_CHANNELS]).astype(np.int32), maxima[order[_WIDE_CHANNELS]]
+    # A wide channel's steps are `step` times those of the others, those of its weights so much smaller. The larger the
+    # channel, the more its weights' rounding counts against its own.
+    ratio = maxima[channels] / next_largest if next_largest > 0 else np.ones(len(channels), np.float32)
+    step = np.sqrt(np.minimum(ratio, np.float32(_LARGEST_WIDE_STEP**2)))
+    inverse_divisor = np.ones(len(maxima), np.float32)
+    inverse_divisor[channels] = 1 / (_WIDE_STEPS * step)
+    return channels, inverse_divisor
 
 
-def _quantise_matrix(weight: Floats, bias: Floats, splits: Splits, levels: int, depth: int) -> dict[str, NDArray[Any]]:
-    channels, inverse_divisor = splits
-    outputs = weight.shape[0]
-    scale = _row_scales(weight)
-    limit = (2**15 - 1) // levels
-    dense, integers = _fit(_in_slots(weight / scale[:, None], channels, limit, depth), limit, depth)
+def _quantise_matrix(weight: Floats, bias: Floats, wide: Wide, levels: int, depth: int) -> dict[str, NDArray[Any]]:
+    channels, inverse_divisor = wide
+    outputs, inputs = weight.shape
+    # Wide activations are integers in units of scale / _WIDE_STEPS.
+    wide_weight = weight[:, channels] / (inverse_divisor[channels] * np.float32(_WIDE_STEPS))
+    scale = _row_scales(weight, wide_weight, levels)
+    wide_integers = np.rint(wide_weight / scale[:, None]).astype(np.int16)
+    exact = _pad(weight / scale[:, None], (outputs, _round_up(inputs, _K_BLOCK)))
+    exact[:, channels] = 0
+    dense, integers = _fit(exact, (2**15 - 1) // levels, depth)
     k = dense.shape[1]
 
     panels = outputs // _PANEL
@@ -498,6 +505,7 @@ def _quantise_matrix(weight: Floats, bias: Floats, splits: Splits, levels: int, 
     begin = np.searchsorted(row // _PANEL, np.arange(_round_up(panels + 1, _PANEL))).astype(np.int32)
     padded = (_round_up(len(row), _PANEL),)
     packed = dense.astype(np.int8).reshape(panels, _PANEL, k // _GROUP, _GROUP).transpose(0, 2, 1, 3)
+    packed_wide = wide_integers.reshape(panels, _PANEL, -1, 2).transpose(0, 2, 1, 3)
     return {
         "weight": np.ascontiguousarray(packed),
         "scale": scale,
@@ -508,41 +516,12 @@ def _quantise_matrix(weight: Floats, bias: Floats, splits: Splits, levels: int, 
         "outlier_column": _pad((row % _PANEL).astype(np.int32), padded),
         "outlier_value": _pad((integers - dense)[row, position], padded),
         "inverse_divisor": inverse_divisor,
-        "split_channel": channels,
+        "wide_channel": np.append(channels, np.full(_WIDE_LIST - len(channels), -1, np.int32)),
+        "wide_weight": np.ascontiguousarray(packed_wide),
     }
 
 
-def _in_slots(weight: Floats, channels: Integers, limit: int, depth: int) -> Floats:
-    """Weights (outputs, inputs), in units of their row's scale, as (outputs, k): added slots, then padding up to k.
-
-    The slots of one channel hold the same activation, so only the sum of their weights counts. It is rounded once and
-    dealt out evenly; then the channel's own place takes over what would overflow the windows of the others.
-    """
-    outputs, inputs = weight.shape
-    slots = _pad(weight, (outputs, _round_up(inputs + len(channels), _K_BLOCK)))
-    for channel in np.unique(channels):
-        mine = np.concatenate([[channel], inputs + np.flatnonzero(channels == channel)])
-        total = np.rint(weight[:, channel] * np.float32(len(mine)))
-        slots[:, mine] = (total[:, None].astype(np.int64) + np.arange(len(mine))) // len(mine)
-
-    windows = _windows(slots.shape[1], depth)
-
-    def window_sum(column: int, sign: int) -> Floats:
-        (mine,) = windows[(windows == column).any(axis=1)]
-        sums: Floats = np.maximum(sign * np.rint(slots[:, mine]), 0).sum(axis=1)
-        return sums
-
-    for slot, channel in enumerate(channels.tolist(), start=inputs):
-        for sign in (1, -1):
-            room = np.minimum(limit - window_sum(channel, sign), 127 - sign * slots[:, channel])
-            moved = np.minimum(np.minimum(window_sum(slot, sign) - limit, sign * slots[:, slot]), room)
-            moved = sign * np.maximum(moved, 0)
-            slots[:, slot] -= moved
-            slots[:, channel] += moved
-    return slots
-
-
-def _row_scales(weight: Floats) -> Floats:
+def _row_scales(weight: Floats, wide_weight: Floats, levels: int) -> Floats:
     """One scale an output row: _RMS_RANGE times its root mean square becomes 127.
 
     That is coarser than the largest value needs in most rows (3.8 times the root mean square in BERT-like models), and
@@ -552,6 +531,9 @@ def _row_scales(weight: Floats) -> Floats:
     rms = np.sqrt(np.square(weight, dtype=np.float64).mean(axis=1))
     largest = np.abs(weight).max(axis=1).astype(np.float64)
     scale = np.maximum(_RMS_RANGE * rms / 127, largest / (2**15 - 1))  # outliers are 16-bit
+    # The wide channels' products have 29 bits. Each of their weights may be rounded up.
+    most_wide = 2**29 // (levels * _WIDE_STEPS + 1) - wide_weight.shape[1]
+    scale = np.maximum(scale, np.abs(wide_weight, dtype=np.float64).sum(axis=1) / most_wide)
     return np.where(scale < 1e-30, 1.0, scale).astype(np.float32)
 
 

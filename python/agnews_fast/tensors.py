@@ -63,7 +63,8 @@ def write_model(out: Path, metadata: Mapping[str, str], tensors: Mapping[str, ND
         OSError: it cannot be written.
     """
     target = Path(os.path.realpath(out))
-    names = {np.dtype("<f4"): "F32", np.dtype("<i4"): "I32", np.dtype("i1"): "I8", np.dtype("u1"): "U8"}
+    names = {np.dtype("<f4"): "F32", np.dtype("<i4"): "I32", np.dtype("<i2"): "I16"}
+    names |= {np.dtype("i1"): "I8", np.dtype("u1"): "U8"}
     entries: dict[str, Any] = {}
     position = 0
     for name, array in sorted(tensors.items()):

@@ -53,7 +53,7 @@ def test_returns_the_path(small_checkpoint: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_a_model_with_fewer_channels_than_slots_to_split_them(tmp_path: Path, layers: int) -> None:
+def test_a_model_of_few_channels(tmp_path: Path, layers: int) -> None:
     sizes = SIZES | {"layers": layers, "hidden": 8, "heads": 2, "ffn": 5}
     logits = logits_of(quantize(make_checkpoint(tmp_path / "tiny", **sizes, seed=2), tmp_path / "tiny.safetensors"))
     assert np.isfinite(logits).all()
@@ -107,7 +107,7 @@ def test_opens_with_safetensors(small_model: Path, small_checkpoint: Path) -> No
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     assert metadata["format"] == "agnews_fast"
-    assert metadata["format_version"] == "4"
+    assert metadata["format_version"] == "5"
     assert len(metadata["source_sha256"]) == 64
     assert set(metadata["source_sha256"]) <= set("0123456789abcdef")
     sizes = json.loads(metadata["config"]).values()
@@ -332,6 +332,69 @@ def test_products_of_fixed_point_numbers_are_exact(inputs: int) -> None:
 
 def as_integers_of(fixed: npt.NDArray[np.float64]) -> list[list[int]]:
     return [[int(value) for value in row] for row in fixed.tolist()]
+
+
+# Wide channels
+
+
+def with_large_channels(tmp_path: Path, gain: float, **changes: npt.NDArray[np.float32]) -> Path:
+    """A checkpoint of which the first layer's attention leaves channel 7 so many times, and 3 twice, as large."""
+    checkpoint = make_checkpoint(tmp_path / "large", **SIZES, seed=5, outliers=False)
+    tensors = read_tensors(checkpoint)
+    norm = "distilbert.transformer.layer.0.sa_layer_norm.weight"
+    tensors[norm][[7, 3]] = gain, 2.0
+    write_tensors(checkpoint, tensors | changes, dtype="float32")
+    return checkpoint
+
+
+@pytest.mark.parametrize("gain", [5.0, 30.0, 1e4])
+@pytest.mark.parametrize("levels", [127, 255])
+def test_wide_channels_are_the_largest_and_keep_their_weights(tmp_path: Path, gain: float, levels: int) -> None:
+    checkpoint = with_large_channels(tmp_path, gain)
+    model = ModelFile.read(quantize(checkpoint, tmp_path / "large.safetensors", levels=levels))
+
+    def part(name: str) -> npt.NDArray[Any]:
+        return model.tensor(f"layers.0.ffn1.{name}")
+
+    listed = part("wide_channel").tolist()
+    channels = listed[:4]
+    assert channels == sorted(set(channels))
+    assert {3, 7} <= set(channels)
+    assert listed[4:] == [-1] * 12
+    divisor = 1 / part("inverse_divisor").astype(np.float64)
+    assert divisor[7] == divisor.max() <= 128 * 8.001
+    np.testing.assert_array_equal(np.delete(divisor, channels), 1)
+    assert (divisor[channels] >= 127.99).all()
+    dense = part("weight").transpose(0, 2, 1, 3).reshape(112, 64)  # of 100 x 60: (panels, k / 4, 16, 4)
+    assert not dense[:, channels].any()
+    assert not np.isin(part("outlier_k"), channels).any()
+    wide = part("wide_weight").astype(np.float64).transpose(0, 2, 1, 3).reshape(112, 4)
+    step = part("scale").astype(np.float64)[:, None] * 128 / divisor[channels]
+    exact = read_tensors(checkpoint)["distilbert.transformer.layer.0.ffn.lin1.weight"][:, channels].astype(np.float64)
+    assert (np.abs(wide * step - np.pad(exact, ((0, 12), (0, 0)))) <= 0.5001 * step).all()
+    for name in ("layers.0.out", "layers.1.key"):
+        assert (model.tensor(f"{name}.wide_channel") == -1).all()
+        assert model.tensor(f"{name}.wide_weight").size == 0
+
+
+@pytest.mark.parametrize("levels", [127, 255])
+def test_weights_that_only_wide_channels_have_keep_to_32_bits(tmp_path: Path, levels: int) -> None:
+    """The other weights' scale would be tiny: the core would refuse the file."""
+    weight = np.zeros((100, 60), np.float32)
+    weight[:, [3, 7]] = 1.0
+    weight[5, 3] = -1e4
+    checkpoint = with_large_channels(tmp_path, 1e4, **{"distilbert.transformer.layer.0.ffn.lin1.weight": weight})
+    model = quantize(checkpoint, tmp_path / "large.safetensors", levels=levels)
+    assert np.isfinite(logits_of(model)).all()
+    wide = ModelFile.read(model).tensor("layers.0.ffn1.wide_weight").astype(np.int64)
+    sums = np.abs(wide).sum(axis=(1, 3))
+    assert 0 < sums.max() * (levels * 128 + 1) <= 2**29
+
+
+def test_channels_that_are_all_zero() -> None:
+    channels, inverse_divisor = quantization._wide("ffn1", np.zeros(16, np.float32))
+    assert channels.tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(inverse_divisor, [1 / 128] * 4 + [1] * 12)
 
 
 # Where the file goes

@@ -54,8 +54,7 @@ struct GemmKernel {
   static void run(const GemmTile& tile, const PackedWeights& w, const Activation& activation) {
     alignas(64) std::int32_t acc[R][kPanel];
     // Before the products, which hide that vectors are stored here, changed in single lanes, and loaded again: 0.7 %.
-    const std::int32_t* column_sum = w.column_sum + tile.panel * kPanel;
-    for (int r = 0; r < R; ++r) zero_point_correction(tile.zero_point[r], column_sum).store(acc[r]);
+    for (int r = 0; r < R; ++r) besides_products<R>(tile, w, r).store(acc[r]);
     add_outliers<R>(tile, w, acc);
     const std::uint8_t* activations = tile.activations;
     const std::int8_t* weights = w.data + tile.panel * kPanel * w.k;
@@ -85,8 +84,9 @@ void gemm(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin,
 }
 
 void quantize_tile_and_norms(const float* x, std::int64_t stride, std::int64_t rows, const Quantization& q,
-                             std::uint8_t* tile, float* scale, std::int32_t* zero_point, float* window_norm) {
-  quantize_tile(x, stride, rows, q, tile, scale, zero_point, nullptr);
+                             std::uint8_t* tile, std::int16_t* wide, float* scale, std::int32_t* zero_point,
+                             float* window_norm) {
+  quantize_tile(x, stride, rows, q, tile, wide, scale, zero_point, nullptr);
   if (window_norm != nullptr) activation_norms(tile, rows, q.k, q.levels, window_norm);
 }
 

@@ -102,6 +102,11 @@ struct I32x16 {
     return {_mm256_and_si256(_mm256_castps_si256(x.low), all_but_sign),
             _mm256_and_si256(_mm256_castps_si256(x.high), all_but_sign)};
   }
+  static I32x16 products_s16(const std::int16_t* pairs, std::int32_t pair) {
+    const auto* columns = reinterpret_cast<const __m256i*>(pairs);
+    const __m256i x = _mm256_set1_epi32(pair);
+    return {_mm256_madd_epi16(x, _mm256_load_si256(columns)), _mm256_madd_epi16(x, _mm256_load_si256(columns + 1))};
+  }
   static I32x16 bits(F32x16 x) { return {_mm256_castps_si256(x.low), _mm256_castps_si256(x.high)}; }
   static I32x16 nearest(F32x16 x) { return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)}; }
   F32x16 to_float() const { return {_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)}; }

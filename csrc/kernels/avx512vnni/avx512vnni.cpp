@@ -16,10 +16,7 @@ namespace {
 template <int R>
 __attribute__((noinline)) void finish_panel(const GemmTile& tile, const PackedWeights& w, Activation activation,
                                             std::int32_t (&acc)[R][kPanel]) {
-  const std::int32_t* column_sum = w.column_sum + tile.panel * kPanel;
-  for (int r = 0; r < R; ++r) {
-    (I32x16::load(acc[r]) + zero_point_correction(tile.zero_point[r], column_sum)).store(acc[r]);
-  }
+  for (int r = 0; r < R; ++r) (I32x16::load(acc[r]) + besides_products<R>(tile, w, r)).store(acc[r]);
   add_outliers<R>(tile, w, acc);
   finish_sums<R>(tile, w, activation, acc);
 }

@@ -68,6 +68,9 @@ struct I32x16 {
   static I32x16 magnitude_bits(const float* p) {
     return {_mm512_and_si512(_mm512_load_si512(p), _mm512_set1_epi32(0x7fffffff))};
   }
+  static I32x16 products_s16(const std::int16_t* pairs, std::int32_t pair) {
+    return {_mm512_madd_epi16(_mm512_set1_epi32(pair), _mm512_load_si512(pairs))};
+  }
   static I32x16 bits(F32x16 x) { return {_mm512_castps_si512(x.lanes)}; }
   static I32x16 nearest(F32x16 x) { return {_mm512_cvtps_epi32(x.lanes)}; }
   F32x16 to_float() const { return {_mm512_cvtepi32_ps(lanes)}; }

@@ -106,6 +106,17 @@ void dot_products(const PackedRows& a, std::int64_t first, std::int64_t last, co
   }
 }
 
+// Of a row's wide channels and one column.
+std::int32_t wide_product(const PackedRows& a, std::int64_t row, const PackedWeights& w, std::int64_t n) {
+  const std::int64_t first = row / kRowTile * kRowTile, rows = a.rows - first < kRowTile ? a.rows - first : kRowTile;
+  std::int32_t sum = 0;
+  for (std::int64_t i = 0; i < w.wide; ++i) {
+    sum += a.wide[first * w.wide + (i / 2 * rows + row - first) * 2 + i % 2] *
+           w.wide_weight[((n / kPanel * w.wide + i) / 2 * kPanel + n % kPanel) * 2 + i % 2];
+  }
+  return sum;
+}
+
 void gemm(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin, std::int64_t panel_end,
           Activation activation, float* out, std::int64_t out_stride) {
   std::int32_t dot[kBlockRows][kPanel];
@@ -120,7 +131,7 @@ void gemm(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin,
         }
         for (int c = 0; c < kPanel; ++c) {
           const std::int64_t n = panel * kPanel + c;
-          const std::int32_t exact = sums[c] - a.zero_point[row] * w.column_sum[n];
+          const std::int32_t exact = sums[c] - a.zero_point[row] * w.column_sum[n] + wide_product(a, row, w, n);
           const float y = std::fma(static_cast<float>(exact), a.scale[row] * w.scale[n], w.bias[n]);
           out[row * out_stride + n] = activate(activation, y);
         }
@@ -130,7 +141,7 @@ void gemm(const PackedRows& a, const PackedWeights& w, std::int64_t panel_begin,
 }
 
 void quantize_tile(const float* x, std::int64_t stride, std::int64_t rows, const Quantization& q, std::uint8_t* tile,
-                   float* scale, std::int32_t* zero_point, float* /*window_norm*/) {
+                   std::int16_t* wide, float* scale, std::int32_t* zero_point, float* /*window_norm*/) {
   const auto slot = [&](std::int64_t row, std::int64_t k) -> std::uint8_t& {
     return tile[k / kGroup * rows * kGroup + row * kGroup + k % kGroup];
   };
@@ -156,8 +167,12 @@ void quantize_tile(const float* x, std::int64_t stride, std::int64_t rows, const
       // A NaN compares false and becomes 0, as it does in the SIMD kernels.
       slot(row, c) = static_cast<std::uint8_t>(level > 0.0f ? (level < levels ? level : levels) : 0.0f);
     }
-    for (std::int64_t i = 0; i < q.splits; ++i) slot(row, q.columns + i) = slot(row, q.split_channel[i]);
-    for (std::int64_t k = q.columns + q.splits; k < q.k; ++k) slot(row, k) = 0;
+    for (std::int64_t k = q.columns; k < q.k; ++k) slot(row, k) = 0;
+    for (std::int64_t i = 0; i < q.wide; ++i) {
+      const float v = values[q.wide_channel[i]] * q.inverse_divisor[q.wide_channel[i]];
+      wide[(i / 2 * rows + row) * 2 + i % 2] =
+          static_cast<std::int16_t>(usable ? std::nearbyint(v * inverse * kWideSteps) : 0.0f);
+    }
   }
 }
 

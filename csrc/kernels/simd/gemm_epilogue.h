@@ -1,6 +1,8 @@
-// What comes with the integer products of one GEMM tile, written once over F32x16 and I32x16 (see rows.h): outliers and
-// zero-point correction, then scales, bias and activation.
+// What comes with the int8 products of one GEMM tile, written once over F32x16 and I32x16 (see rows.h): wide channels,
+// outliers and zero-point correction, then scales, bias and activation.
 #pragma once
+
+#include <cstring>
 
 #include "kernels/simd/rows.h"
 
@@ -25,15 +27,24 @@ struct GemmTile {
   const float* scale;               // (R)
   const std::int32_t* zero_point;   // (R)
   const float* window_norm;         // (long_windows(k)) or null
+  const std::int16_t* wide;         // [wide / 2][R][2]
   std::int64_t panel;
   float* out;  // the tile's first output
   std::int64_t out_stride;
   Prefetch prefetch;
 };
 
-// -zero_point * column_sum of a row, by 16 columns, which its sums need.
-inline I32x16 zero_point_correction(std::int32_t zero_point, const std::int32_t* column_sum) {
-  return I32x16::broadcast(-zero_point) * I32x16::load(column_sum);
+// What row r's sums have besides int8 products and outliers: the wide channels' products less zero_point * column_sum.
+template <int R>
+inline I32x16 besides_products(const GemmTile& tile, const PackedWeights& w, int r) {
+  I32x16 sum = I32x16::broadcast(-tile.zero_point[r]) * I32x16::load(w.column_sum + tile.panel * kPanel);
+  const std::int16_t* weights = w.wide_weight + tile.panel * kPanel * w.wide;
+  for (std::int64_t pair = 0; pair < w.wide / 2; ++pair, weights += 2 * kPanel) {
+    std::int32_t two;
+    std::memcpy(&two, tile.wide + (pair * R + r) * 2, sizeof two);
+    sum = sum + I32x16::products_s16(weights, two);
+  }
+  return sum;
 }
 
 template <int R>
@@ -74,6 +85,7 @@ inline void for_each_row_tile(const PackedRows& a, const PackedWeights& w, std::
                            a.scale + row,
                            a.zero_point + row,
                            a.window_norm == nullptr ? nullptr : a.window_norm + row / kRowTile * long_windows(a.k),
+                           a.wide + row * w.wide,
                            panel,
                            out + row * out_stride + panel * kPanel,
                            out_stride,

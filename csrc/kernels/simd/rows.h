@@ -8,7 +8,7 @@
 // to_u8 (rounded to nearest, saturated to 0..255).
 //
 // I32x16, 32-bit integers, offers: load, store, broadcast, zero; + *; to_float; bits (of floats); max, max_unsigned;
-// highest (across lanes).
+// highest (across lanes); products_s16(16 pairs of 16-bit numbers, one pair): each lane's two products added.
 //
 // What only moves data (store_levels, transpose) uses the 128-bit intrinsics that every x86-64 has.
 #pragma once
@@ -82,8 +82,8 @@ inline void store_levels(const __m128i (&rows)[R], std::uint8_t* p) {
 }
 
 template <int R>
-void quantize_rows(const float* x, std::int64_t stride, const Quantization& q, std::uint8_t* tile, float* scale,
-                   std::int32_t* zero_point) {
+void quantize_rows(const float* x, std::int64_t stride, const Quantization& q, std::uint8_t* tile, std::int16_t* wide,
+                   float* scale, std::int32_t* zero_point) {
   const float levels = static_cast<float>(q.levels);
   float inverse[R], zero[R];
   for (int r = 0; r < R; ++r) {
@@ -117,25 +117,25 @@ void quantize_rows(const float* x, std::int64_t stride, const Quantization& q, s
     }
     store_levels<R>(level, tile + c * R);
   }
-  std::int64_t k = q.columns;
-  const auto slot = [&](std::int64_t at) { return tile + at / kGroup * (R * kGroup) + at % kGroup; };
-  for (std::int64_t i = 0; i < q.splits; ++i, ++k) {
-    const std::uint8_t* from = slot(q.split_channel[i]);
-    std::uint8_t* to = slot(k);
+  std::memset(tile + q.columns * R, 0, static_cast<std::size_t>((q.k - q.columns) * R));
+  for (std::int64_t i = 0; i < q.wide; ++i) {
+    const std::int64_t channel = q.wide_channel[i];
+    const float divisor = q.inverse_divisor[channel];
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) to[r * kGroup] = from[r * kGroup];
-  }
-  for (; k < q.k; ++k) {
-    for (int r = 0; r < R; ++r) slot(k)[r * kGroup] = 0;
+    for (int r = 0; r < R; ++r) {
+      const float v = x[r * stride + channel] * divisor;
+      const float steps = inverse[r] > 0.0f ? round_scalar(v * inverse[r] * kWideSteps) : 0.0f;
+      wide[(i / 2 * R + r) * 2 + i % 2] = static_cast<std::int16_t>(steps);
+    }
   }
 }
 
 void quantize_tile(const float* x, std::int64_t stride, std::int64_t rows, const Quantization& q, std::uint8_t* tile,
-                   float* scale, std::int32_t* zero_point, float* /*window_norm*/) {
+                   std::int16_t* wide, float* scale, std::int32_t* zero_point, float* /*window_norm*/) {
   constexpr decltype(&quantize_rows<1>) kRows[] = {nullptr,          quantize_rows<1>, quantize_rows<2>,
                                                    quantize_rows<3>, quantize_rows<4>, quantize_rows<5>,
                                                    quantize_rows<6>};
-  kRows[rows](x, stride, q, tile, scale, zero_point);
+  kRows[rows](x, stride, q, tile, wide, scale, zero_point);
 }
 
 // R rows at once: their sums are chains of dependent additions, which hide each other's latency.

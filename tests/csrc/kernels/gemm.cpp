@@ -23,10 +23,13 @@ struct Outlier {
 
 // One product in plain form, and packed as kernels.h lays it out. pack() after the plain form has been filled in.
 struct Problem {
-  explicit Problem(const Sizes& s)
+  explicit Problem(const Sizes& s, std::int64_t wide_channels = 4)
       : sizes(s),
+        wide(wide_channels),
         activations(static_cast<std::size_t>(s.rows * s.k)),
         weights(static_cast<std::size_t>(s.k * s.n)),
+        wide_activations(static_cast<std::size_t>(s.rows * wide)),
+        wide_weights(static_cast<std::size_t>(s.n * wide)),
         packed_rows(s.rows * s.k),
         row_scale(s.rows, 1.0f),
         zero_point(s.rows),
@@ -39,7 +42,9 @@ struct Problem {
         outlier_column(0),
         outlier_value(0),
         row_norm((s.rows + kRowTile - 1) / kRowTile * long_windows(s.k)),
-        weight_norm(s.n / kPanel * long_windows(s.k)) {}
+        weight_norm(s.n / kPanel * long_windows(s.k)),
+        packed_wide(s.rows * wide),
+        packed_wide_weights(s.n * wide) {}
 
   std::uint8_t& activation(std::int64_t row, std::int64_t k) {
     return activations[static_cast<std::size_t>(row * sizes.k + k)];
@@ -71,6 +76,10 @@ struct Problem {
         const std::int64_t within = (i / kGroup * tile_rows + row % kRowTile) * kGroup + i % kGroup;
         packed_rows[tile * kRowTile * k + within] = activation(row, i);
       }
+      for (std::int64_t i = 0; i < wide; ++i) {
+        const std::int64_t within = (i / 2 * tile_rows + row % kRowTile) * 2 + i % 2;
+        packed_wide[tile * kRowTile * wide + within] = wide_activations[static_cast<std::size_t>(row * wide + i)];
+      }
     }
     for (std::int64_t column = 0; column < n; ++column) {
       column_sum[column] = 0;
@@ -78,6 +87,11 @@ struct Problem {
         const std::int64_t group = column / kPanel * (k / kGroup) + i / kGroup;
         packed_weights[(group * kPanel + column % kPanel) * kGroup + i % kGroup] = weight(i, column);
         column_sum[column] += weight(i, column);
+      }
+      for (std::int64_t i = 0; i < wide; ++i) {
+        const std::int64_t pair = column / kPanel * (wide / 2) + i / 2;
+        packed_wide_weights[(pair * kPanel + column % kPanel) * 2 + i % 2] =
+            wide_weights[static_cast<std::size_t>(column * wide + i)];
       }
     }
     std::stable_sort(outliers.begin(), outliers.end(),
@@ -122,6 +136,10 @@ struct Problem {
         const std::int8_t* w = weights.data() + column * k;
         std::int64_t sum = 0;
         for (std::int64_t i = 0; i < k; ++i) sum += (std::int64_t{u[i]} - zero_point[row]) * w[i];
+        for (std::int64_t i = 0; i < wide; ++i) {
+          sum += std::int64_t{wide_activations[static_cast<std::size_t>(row * wide + i)]} *
+                 wide_weights[static_cast<std::size_t>(column * wide + i)];
+        }
         sums[static_cast<std::size_t>(row * n + column)] = sum;
       }
       for (const Outlier& outlier : outliers) {
@@ -132,17 +150,32 @@ struct Problem {
   }
 
   PackedRows left() const {
-    return {packed_rows.data(), row_scale.data(), zero_point.data(), sizes.rows, sizes.k, row_norm.data()};
+    return {packed_rows.data(), row_scale.data(),  zero_point.data(), sizes.rows, sizes.k,
+            row_norm.data(),    packed_wide.data()};
   }
   PackedWeights right() const {
-    return {packed_weights.data(), column_scale.data(),   bias.data(),          column_sum.data(), outlier_begin.data(),
-            outlier_k.data(),      outlier_column.data(), outlier_value.data(), sizes.n,           sizes.k,
-            sizes.depth,           weight_norm.data()};
+    return {packed_weights.data(),
+            column_scale.data(),
+            bias.data(),
+            column_sum.data(),
+            outlier_begin.data(),
+            outlier_k.data(),
+            outlier_column.data(),
+            outlier_value.data(),
+            sizes.n,
+            sizes.k,
+            sizes.depth,
+            weight_norm.data(),
+            packed_wide_weights.data(),
+            wide};
   }
 
   Sizes sizes;
-  std::vector<std::uint8_t> activations;  // (rows, k)
-  std::vector<std::int8_t> weights;       // (n, k)
+  std::int64_t wide;
+  std::vector<std::uint8_t> activations;       // (rows, k)
+  std::vector<std::int8_t> weights;            // (n, k)
+  std::vector<std::int16_t> wide_activations;  // (rows, wide)
+  std::vector<std::int16_t> wide_weights;      // (n, wide)
   std::vector<Outlier> outliers;
   std::vector<std::int64_t> sums;  // (rows, n)
 
@@ -153,6 +186,7 @@ struct Problem {
   Array<float> column_scale, bias;
   Array<std::int32_t> column_sum, outlier_begin, outlier_k, outlier_column, outlier_value;
   Array<float> row_norm, weight_norm;
+  Array<std::int16_t> packed_wide, packed_wide_weights;
 };
 
 // Random weights that use up the bound of many windows, random activations and zero points.
@@ -168,6 +202,10 @@ void randomize(Problem& problem, Random& random) {
       (*w > 0 ? positive : negative) -= std::abs(*w);
     }
   });
+  for (std::int16_t& x : problem.wide_activations) {
+    x = static_cast<std::int16_t>(random.integer(-levels * kWideSteps, levels * kWideSteps));
+  }
+  for (std::int16_t& w : problem.wide_weights) w = static_cast<std::int16_t>(random.integer(-1000, 1000));
 }
 
 void randomize_scales(Problem& problem, Random& random) {
@@ -452,6 +490,23 @@ TEST_EACH_ISA(gemm_adds_the_outliers) {
   }
 }
 
+TEST_EACH_ISA(gemm_adds_the_wide_channels) {
+  Random random(29);
+  int options = 0;
+  for (const std::int64_t wide : {0, 2, 6, 16}) {
+    for (const std::int64_t rows : {1, 2, 3, 4, 5, 6, 11}) {
+      const check::Scope scope("wide channels ", wide);
+      const auto& [levels, depth] = kLevelsAndDepths[++options % 4];
+      Problem problem({rows, 80, 64, levels, depth}, wide);
+      randomize(problem, random);
+      problem.pack();
+      check_integers(kernels, problem);
+      randomize_scales(problem, random);
+      check_panels(kernels, problem, 1, 5, kActivations[options % 3], 16);
+    }
+  }
+}
+
 TEST_EACH_ISA(gemm_at_the_bound_of_32_bits) {
   for (const int levels : {127, 255}) {
     Problem problem({7, 16, 32, levels, 8});
@@ -462,10 +517,22 @@ TEST_EACH_ISA(gemm_at_the_bound_of_32_bits) {
       problem.outliers.push_back({i % 32, 8, static_cast<std::int32_t>(-size)});
       left -= size;
     }
+    // Wide channels reach their own bound in the same columns; in row 6 they are 0.
+    const std::int64_t wide_bound = (std::int64_t{1} << 29) / (levels * kWideSteps + 1);
+    for (std::int64_t i = 0; i < 2; ++i) {
+      const auto half = static_cast<std::int16_t>(wide_bound / 2);
+      problem.wide_weights[static_cast<std::size_t>(7 * problem.wide + 2 * i)] = half;
+      problem.wide_weights[static_cast<std::size_t>(8 * problem.wide + 2 * i)] = static_cast<std::int16_t>(-half);
+    }
     for (std::int64_t row = 0; row < 7; ++row) {
       problem.zero_point[row] = row < 4 ? 0 : levels;
       for (std::int64_t i = 0; i < 32; ++i) {
         problem.activation(row, i) = static_cast<std::uint8_t>(row % 2 == 0 ? levels : 0);
+      }
+      for (std::int64_t i = 0; i < problem.wide; ++i) {
+        const int sign = row == 6 ? 0 : row < 4 ? 1 : -1;
+        problem.wide_activations[static_cast<std::size_t>(row * problem.wide + i)] =
+            static_cast<std::int16_t>(sign * levels * kWideSteps);
       }
     }
     problem.pack();

@@ -11,18 +11,19 @@ namespace agnews_fast {
 namespace {
 
 struct Tile {
-  Tile(std::int64_t row_count, std::int64_t column_count, std::int64_t split_count, int level_count,
+  Tile(std::int64_t row_count, std::int64_t column_count, std::int64_t wide_count, int level_count,
        std::int64_t spare_k = 0)
       : rows(row_count),
         columns(column_count),
-        splits(split_count),
-        k((column_count + split_count + kKBlock - 1) / kKBlock * kKBlock + spare_k),
+        wide_channels(wide_count),
+        k((column_count + kKBlock - 1) / kKBlock * kKBlock + spare_k),
         stride(column_count + 16),
         levels(level_count),
         x((row_count - 1) * stride + column_count),
         inverse_divisor(column_count, 1.0f),
-        split_channel(split_count),
+        wide_channel(wide_count),
         bytes(row_count * k, 0xee),
+        wide(row_count * wide_count, 0x7eee),
         scale(row_count, NAN),
         zero_point(row_count, -1) {}
 
@@ -32,24 +33,35 @@ struct Tile {
     return bytes[slot / kGroup * rows * kGroup + row * kGroup + slot % kGroup];
   }
 
+  std::int16_t wide_level(std::int64_t row, std::int64_t i) const { return wide[(i / 2 * rows + row) * 2 + i % 2]; }
+  bool is_wide(std::int64_t channel) const {
+    return std::find(wide_channel.begin(), wide_channel.end(), channel) != wide_channel.end();
+  }
+  void make_wide(std::int64_t i, std::int64_t channel, double step) {
+    wide_channel[i] = static_cast<std::int32_t>(channel);
+    inverse_divisor[channel] = static_cast<float>(1.0 / (kWideSteps * step));
+  }
+
   // Quantises, and checks the bits against the specification and what holds for any input.
   void run(const Kernels& kernels) {
-    const Quantization q = {inverse_divisor.data(), split_channel.data(), columns, splits, k, levels};
+    const Quantization q = {inverse_divisor.data(), wide_channel.data(), columns, wide_channels, k, levels};
     Array<std::uint8_t> specified(rows * k, 0xdd);
+    Array<std::int16_t> specified_wide(rows * wide_channels, 0x7ddd);
     Array<float> specified_scale(rows);
     Array<std::int32_t> specified_zero_point(rows);
-    scalar_kernels().quantize_tile(x.data(), stride, rows, q, specified.data(), specified_scale.data(),
-                                   specified_zero_point.data(), nullptr);
+    scalar_kernels().quantize_tile(x.data(), stride, rows, q, specified.data(), specified_wide.data(),
+                                   specified_scale.data(), specified_zero_point.data(), nullptr);
     Array<float> norms(long_windows(k), kUntouched);
-    kernels.quantize_tile(x.data(), stride, rows, q, bytes.data(), scale.data(), zero_point.data(), norms.data());
+    kernels.quantize_tile(x.data(), stride, rows, q, bytes.data(), wide.data(), scale.data(), zero_point.data(),
+                          norms.data());
     check_norms(kernels, norms);
     CHECK_SAME_BITS(bytes.data(), specified.data(), bytes.size());
+    CHECK_SAME_BITS(wide.data(), specified_wide.data(), wide.size());
     CHECK_SAME_BITS(scale.data(), specified_scale.data(), rows);
     CHECK_SAME_BITS(zero_point.data(), specified_zero_point.data(), rows);
     for (std::int64_t row = 0; row < rows; ++row) {
       for (std::int64_t slot = 0; slot < k; ++slot) CHECK(level(row, slot) <= levels);
-      for (std::int64_t i = 0; i < splits; ++i) CHECK_EQ(level(row, columns + i), level(row, split_channel[i]));
-      for (std::int64_t slot = columns + splits; slot < k; ++slot) CHECK_EQ(level(row, slot), 0);
+      for (std::int64_t slot = columns; slot < k; ++slot) CHECK_EQ(level(row, slot), 0);
     }
   }
 
@@ -89,6 +101,7 @@ struct Tile {
       CHECK_EQ(scale[row], 0.0f);
       CHECK_EQ(zero_point[row], 0);
       for (std::int64_t c = 0; c < columns; ++c) CHECK_EQ(level(row, c), 0);
+      for (std::int64_t i = 0; i < wide_channels; ++i) CHECK_EQ(wide_level(row, i), 0);
       return;
     }
     const double exact_scale = (hi - lo) / levels;
@@ -101,13 +114,18 @@ struct Tile {
     for (std::int64_t c = 0; c < columns; ++c) {
       CHECK_NEAR(level(row, c), value(c) / exact_scale + zero_point[row], half);
     }
+    for (std::int64_t i = 0; i < wide_channels; ++i) {
+      const double steps = value(wide_channel[i]) / exact_scale * kWideSteps;
+      CHECK_NEAR(wide_level(row, i), steps, 0.5 + 3.1 * kUnitRoundoff * std::fabs(steps));
+    }
   }
 
-  std::int64_t rows, columns, splits, k, stride;
+  std::int64_t rows, columns, wide_channels, k, stride;
   int levels;
   Array<float> x, inverse_divisor;
-  Array<std::int32_t> split_channel;
+  Array<std::int32_t> wide_channel;
   Array<std::uint8_t> bytes;
+  Array<std::int16_t> wide;
   Array<float> scale;
   Array<std::int32_t> zero_point;
 };
@@ -116,19 +134,18 @@ TEST_EACH_ISA(quantize_tile_of_random_rows) {
   Random random(9);
   for (const std::int64_t columns : {16, 32, 48, 112, 144, 768, 3072}) {
     for (std::int64_t rows = 1; rows <= kRowTile; ++rows) {
-      for (const std::int64_t splits : {std::int64_t{0}, std::int64_t{1}, std::int64_t{5}, 16 + columns % 32}) {
+      for (const std::int64_t wide : {0, 2, 4, 10}) {
         const int levels = random.integer(0, 1) == 0 ? 127 : 255;
-        const check::Scope scope("columns ", columns, ", rows ", rows, ", splits ", splits, ", levels ", levels);
-        Tile tile(rows, columns, splits, levels, splits == 1 ? kKBlock : 0);
-        for (std::int64_t i = 0; i < splits; ++i) {
-          const std::int64_t channel = i == 0 ? columns - 1 : random.integer(0, columns - 1);
-          tile.split_channel[i] = static_cast<std::int32_t>(channel);
-          tile.inverse_divisor[channel] = 1.0f / static_cast<float>(random.integer(2, 9));
+        const check::Scope scope("columns ", columns, ", rows ", rows, ", wide ", wide, ", levels ", levels);
+        Tile tile(rows, columns, wide, levels, wide == 2 ? kKBlock : 0);
+        for (std::int64_t i = 0; i < wide; ++i) {
+          tile.make_wide(i, i == 0 ? columns - 1 : random.integer(0, columns - 1), random.uniform(0.5, 9.0));
         }
         for (std::int64_t row = 0; row < rows; ++row) {
           const double magnitude = std::pow(10.0, random.uniform(-3, 3)), offset = random.uniform(-1, 1);
           for (std::int64_t c = 0; c < columns; ++c) {
-            tile.at(row, c) = static_cast<float>(magnitude * (offset + random.normal()));
+            const double large = tile.is_wide(c) ? 20.0 : 1.0;
+            tile.at(row, c) = static_cast<float>(magnitude * large * (offset + random.normal()));
           }
         }
         tile.run(kernels);
@@ -182,8 +199,10 @@ TEST_EACH_ISA(quantize_tile_of_extreme_rows) {
     for (const auto& [name, fill] : fills) {
       for (const std::int64_t row : {0, 2, 3}) {
         const check::Scope scope(name, ", levels ", levels);
-        Tile tile(4, columns, 3, levels);
-        tile.split_channel[0] = static_cast<std::int32_t>(last);
+        Tile tile(4, columns, 2, levels);
+        // Of a step that leaves the row's range to them: they go as far as 16 bits allow.
+        tile.make_wide(0, last, 1.0 / kWideSteps);
+        tile.make_wide(1, 0, 1.0 / kWideSteps);
         // Its neighbours in the tile are ordinary rows, which must not notice.
         for (float& x : tile.x) x = static_cast<float>(random.normal());
         fill(tile, row, random);
@@ -201,7 +220,7 @@ TEST_EACH_ISA(quantize_tile_of_rows_whose_norms_are_finite) {
     for (const std::int64_t columns : {112, 128, 144, 256, 768, 3072}) {
       for (std::int64_t largest = 0; largest < rows; ++largest) {
         const check::Scope scope("rows ", rows, ", columns ", columns, ", the largest ", largest);
-        Tile tile(rows, columns, columns / 100, 127);
+        Tile tile(rows, columns, 0, 127);
         for (std::int64_t row = 0; row < rows; ++row) {
           const double spread = row == largest ? 14.0 : 10.0;
           for (std::int64_t c = 0; c < columns; ++c) tile.at(row, c) = static_cast<float>(random.uniform(0.0, spread));
@@ -249,6 +268,8 @@ TEST_EACH_ISA(quantize_tile_gives_a_row_that_is_not_finite_no_scale_and_leaves_t
                                        {NAN, 3e38f}}) {
         const check::Scope scope("at ", at, ": ", one, " and ", other);
         Tile tile(3, 48, 2, levels);
+        tile.make_wide(0, 5, 1.0 / kWideSteps);
+        tile.make_wide(1, 20, 1.0 / kWideSteps);
         for (float& x : tile.x) x = static_cast<float>(random.normal());
         tile.at(1, at) = one;
         tile.at(1, (at + 20) % 48) = other;
@@ -258,6 +279,7 @@ TEST_EACH_ISA(quantize_tile_gives_a_row_that_is_not_finite_no_scale_and_leaves_t
         CHECK(std::isnan(tile.scale[1]));
         CHECK_EQ(tile.zero_point[1], 0);
         for (std::int64_t c = 0; c < 48; ++c) CHECK_EQ(tile.level(1, c), 0);
+        for (std::int64_t i = 0; i < 2; ++i) CHECK_EQ(tile.wide_level(1, i), 0);
       }
     }
   }

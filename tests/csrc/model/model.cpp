@@ -12,6 +12,8 @@ namespace {
 
 Config small() { return {1, 21, 7, 35, 33, 19, 3, Activation::kGelu, 1e-12f, 127, 8}; }
 
+constexpr std::uint64_t kSeedOfWideFfn1 = 2;
+
 // With a first projection, which takes two layers.
 Config deeper() {
   Config config = small();
@@ -21,8 +23,8 @@ Config deeper() {
 
 // Loading, after `damage` has changed one part of a good model.
 template <typename Damage>
-void load_damaged(Damage damage, const Config& config = small()) {
-  RandomModel model(config, 1);
+void load_damaged(Damage damage, const Config& config = small(), std::uint64_t seed = 1) {
+  RandomModel model(config, seed);
   damage(model);
   model.load();
 }
@@ -103,7 +105,8 @@ TEST(a_model_is_views_into_the_file) {
       CHECK_EQ(linear->index, index++);
       CHECK_EQ(linear->input.k, linear->weights.k);
       CHECK_EQ(linear->input.k % kKBlock, 0);
-      CHECK(linear->input.columns + linear->input.splits <= linear->input.k);
+      CHECK(linear->input.columns <= linear->input.k);
+      CHECK_EQ(linear->input.wide, linear->weights.wide);
       CHECK(linear->input.k <=
             (linear->input.columns == config.padded_ffn() ? std::max(model.ffn_k, model.hidden_k) : model.hidden_k));
       CHECK_EQ(linear->input.levels, config.levels);
@@ -193,20 +196,31 @@ TEST(divisors_are_above_0_and_at_most_1) {
   }
 }
 
-TEST(split_channels_are_inputs) {
-  // ffn1 of this seed has split channels; a seed without them would make the test pass for nothing.
-  CHECK(RandomModel(small(), 1).tensors["layers.0.ffn1.split_channel"].shape[0] > 0);
-  for (const std::int32_t bad : {-1, 32, INT32_MIN, INT32_MAX}) {
-    CHECK_THROWS(load_damaged([&](RandomModel& m) { m.data<std::int32_t>("layers.0.ffn1.split_channel")[0] = bad; }),
-                 ModelError, "layers.0.ffn1.split_channel[0]: expected 0 to 31, got " + std::to_string(bad));
+TEST(wide_channels_are_inputs) {
+  const std::string name = "layers.0.ffn1.wide_channel";
+  RandomModel good(small(), kSeedOfWideFfn1);
+  std::int64_t wide = 0;
+  while (good.data<std::int32_t>(name)[wide] >= 0) ++wide;
+  CHECK(wide > 0);  // or the test would pass for nothing
+  const auto load_with = [&](std::int64_t i, std::int32_t channel) {
+    load_damaged([&](RandomModel& m) { m.data<std::int32_t>(name)[i] = channel; }, small(), kSeedOfWideFfn1);
+  };
+  for (const std::int32_t bad : {-2, 32, INT32_MIN, INT32_MAX}) {
+    for (const std::int64_t i : {std::int64_t{0}, wide - 1}) {
+      CHECK_THROWS(load_with(i, bad), ModelError,
+                   name + "[" + std::to_string(i) + "]: expected 0 to 31, got " + std::to_string(bad));
+    }
   }
+  load_with(0, 31);
+  CHECK_THROWS(load_with(0, -1), ModelError, name + "[1]: expected -1 behind the last channel, got");
+  CHECK_THROWS(load_with(wide - 1, -1), ModelError,
+               name + ": expected an even number of channels, got " + std::to_string(wide - 1));
+  CHECK_THROWS(load_with(wide, 5), ModelError,
+               name + ": expected an even number of channels, got " + std::to_string(wide + 1));
+  CHECK_THROWS(load_with(kMostWide - 1, 5), ModelError, name + "[15]: expected -1 behind the last channel, got 5");
 }
 
 TEST(lists_of_absurd_length_are_refused) {
-  for (const std::int64_t bad : {std::int64_t{-1}, std::int64_t{33}, INT64_MAX, INT64_MIN}) {
-    CHECK_THROWS(load_damaged([&](RandomModel& m) { m.tensors["layers.0.ffn1.split_channel"].shape[0] = bad; }),
-                 ModelError, "layers.0.ffn1: expected at most 32 split channels, got " + std::to_string(bad));
-  }
   for (const std::int64_t bad : {std::int64_t{-1}, std::int64_t{100000}, INT64_MAX, INT64_MIN}) {
     CHECK_THROWS(load_damaged([&](RandomModel& m) { m.tensors["layers.0.query.outlier_k"].shape[0] = bad; }),
                  ModelError, "layers.0.query: expected at most 3584 outliers, got " + std::to_string(bad));
@@ -262,6 +276,11 @@ TEST(weights_are_checked) {
     CHECK_THROWS(change([&](RandomModel& m) { m.data<std::int32_t>(name + ".outlier_begin")[0] = 1; }), ModelError,
                  name + ".weight: outlier_begin");
   }
+  const auto enlarge = [](RandomModel& m) {
+    for (int i = 0; i < 2; ++i) m.data<std::int16_t>("layers.0.ffn1.wide_weight")[2 * 9 + i] = 32767;
+  };
+  CHECK_THROWS(load_damaged(enlarge, small(), kSeedOfWideFfn1), ModelError,
+               "layers.0.ffn1.weight, output column 9: the weights of wide channels would overflow 32 bits");
 }
 
 }  // namespace

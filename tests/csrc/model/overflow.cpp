@@ -21,7 +21,8 @@ struct Matrix {
         outlier_begin(n / kPanel + 1, static_cast<std::int32_t>(outliers)),
         outlier_k(outliers),
         outlier_column(outliers),
-        outlier_value(outliers) {
+        outlier_value(outliers),
+        wide_weight(n * wide) {
     outlier_begin[0] = 0;
   }
 
@@ -44,17 +45,21 @@ struct Matrix {
             outlier_value.data(),
             n,
             k,
-            depth};
+            depth,
+            nullptr,
+            wide_weight.data(),
+            wide};
   }
   void check(int levels) const {
     check_weights(select_kernels(""), packed(), outlier_k.size(), levels, "layers.0.ffn1.weight");
   }
 
-  static constexpr std::int64_t n = 32, k = 160;
+  static constexpr std::int64_t n = 32, k = 160, wide = 4;
   int depth;
   Array<std::int8_t> data;
   Array<float> scale, bias;
   Array<std::int32_t> column_sum, outlier_begin, outlier_k, outlier_column, outlier_value;
+  Array<std::int16_t> wide_weight;  // [n / 16][wide / 2][16][2]
 };
 
 // The k that meet in one 16-bit lane: the two of `pair` (0 or 2) of each of `depth` groups from `block` on.
@@ -240,6 +245,31 @@ TEST(a_column_at_the_bound_of_32_bits_passes_and_one_above_fails) {
       // Of the other sign, so that only the magnitudes exceed the bound.
       matrix.set(0, 9, -sign);
       CHECK_THROWS(matrix.check(levels), ModelError, "output column 9: weights would overflow 32 bits");
+    }
+  }
+}
+
+TEST(wide_weights_at_the_bound_of_32_bits_pass_and_one_above_fails) {
+  for (const int levels : {127, 255}) {
+    for (const std::int64_t column : {0, 15, 16, 30}) {
+      const check::Scope scope("levels ", levels, ", column ", column);
+      const std::int64_t bound = (std::int64_t{1} << 29) / (levels * kWideSteps + 1);
+      Matrix matrix(8);
+      std::int16_t* first = matrix.wide_weight.data() + column / kPanel * kPanel * Matrix::wide + column % kPanel * 2;
+      std::int16_t* const weights[] = {first, first + 1, first + 2 * kPanel, first + 2 * kPanel + 1};
+      // Of both signs: magnitudes count.
+      for (std::int64_t i = 0; i < 4; ++i) {
+        *weights[i] = static_cast<std::int16_t>((bound / 4 + (i < bound % 4 ? 1 : 0)) * (i % 2 == 0 ? 1 : -1));
+      }
+      matrix.check(levels);
+      for (std::int16_t* w : weights) {
+        const std::int16_t good = *w;
+        *w = static_cast<std::int16_t>(good < 0 ? good - 1 : good + 1);
+        CHECK_THROWS(
+            matrix.check(levels), ModelError,
+            "output column " + std::to_string(column) + ": the weights of wide channels would overflow 32 bits");
+        *w = good;
+      }
     }
   }
 }

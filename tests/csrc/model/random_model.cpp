@@ -25,6 +25,8 @@ constexpr const char* kDtype<float> = "F32";
 template <>
 constexpr const char* kDtype<std::int32_t> = "I32";
 template <>
+constexpr const char* kDtype<std::int16_t> = "I16";
+template <>
 constexpr const char* kDtype<std::int8_t> = "I8";
 
 class Builder {
@@ -228,24 +230,22 @@ class Builder {
   PlainLinear add_linear(const std::string& name, std::int64_t inputs, std::int64_t padded_inputs, SlotOf slot_of,
                          std::int64_t outputs, std::int64_t padded_outputs, ColumnOf column_of, Factor factor) {
     PlainLinear plain = {
-        inputs, outputs, {}, {}, std::vector<double>(size(inputs), 1.0), std::vector<int>(size(inputs), 1)};
+        inputs, outputs, {}, {}, std::vector<double>(size(inputs), 1.0), std::vector<bool>(size(inputs), false)};
     std::vector<float> inverse_divisor(size(padded_inputs), 1.0f);
-    std::vector<std::int32_t> split_channel;
-    std::vector<std::vector<std::int64_t>> slots(size(inputs));
-    for (std::int64_t i = 0; i < inputs; ++i) slots[size(i)] = {slot_of(i)};
-    for (std::int64_t splits = random_.integer(0, 4); splits > 0; --splits) {
+    std::vector<std::int64_t> wide;  // inputs
+    const std::int64_t wanted = 2 * std::min(random_.integer(0, 2), inputs / 2);
+    while (static_cast<std::int64_t>(wide.size()) < wanted) {
       const std::int64_t i = random_.integer(0, inputs - 1);
-      std::vector<std::int64_t>& of_channel = slots[size(i)];
-      if (of_channel.size() > 1) continue;
-      for (std::int64_t more = random_.integer(1, 3); more > 0; --more) {
-        of_channel.push_back(padded_inputs + static_cast<std::int64_t>(split_channel.size()));
-        split_channel.push_back(static_cast<std::int32_t>(slot_of(i)));
-      }
-      const float inverse = 1.0f / static_cast<float>(of_channel.size());
-      plain.inverse_divisor[size(i)] = inverse_divisor[size(slot_of(i))] = inverse;
-      plain.slots[size(i)] = static_cast<int>(of_channel.size());
+      if (plain.wide[size(i)]) continue;
+      wide.push_back(i);
+      plain.wide[size(i)] = true;
+      plain.inverse_divisor[size(i)] = inverse_divisor[size(slot_of(i))] = 1.0f / (kWideSteps * number(1.0, 4.0));
     }
-    const std::int64_t k = round_up(padded_inputs + static_cast<std::int64_t>(split_channel.size()), kKBlock);
+    std::vector<std::int32_t> wide_channel(size(kMostWide), -1);
+    std::transform(wide.begin(), wide.end(), wide_channel.begin(), slot_of);
+    const auto pairs = static_cast<std::int64_t>(wide.size() / 2);
+    std::vector<std::int16_t> wide_weight(size(padded_outputs * 2 * pairs));
+    const std::int64_t k = round_up(padded_inputs, kKBlock);
 
     std::vector<std::int32_t> integers(size(padded_outputs * k));  // (padded outputs, k), before the bound
     std::vector<float> scale(size(padded_outputs), 1.0f), bias(size(padded_outputs));
@@ -260,12 +260,20 @@ class Builder {
         auto w = static_cast<std::int32_t>(std::lround(24.0 * random_.normal()));
         if (random_.integer(0, 999) == 0) w *= 20;
         plain.weight.push_back(w * static_cast<double>(scale[size(column)]) / factor(o));
-        for (const std::int64_t slot : slots[size(i)]) integers[size(column * k + slot)] = w;
+        const std::int64_t place = std::find(wide.begin(), wide.end(), i) - wide.begin();
+        if (place == 2 * pairs) {
+          integers[size(column * k + slot_of(i))] = w;
+        } else {
+          plain.weight.back() *= kWideSteps * plain.inverse_divisor[size(i)];
+          const std::int64_t pair = column / kPanel * pairs + place / 2;
+          wide_weight[size((pair * kPanel + column % kPanel) * 2 + place % 2)] = static_cast<std::int16_t>(w);
+        }
       }
     }
     add_packed(name, integers, padded_outputs, k);
     add(name + ".inverse_divisor", {padded_inputs}, inverse_divisor);
-    add(name + ".split_channel", {static_cast<std::int64_t>(split_channel.size())}, split_channel);
+    add(name + ".wide_channel", {kMostWide}, wide_channel);
+    add(name + ".wide_weight", {padded_outputs / kPanel, pairs, kPanel, 2}, wide_weight);
     add(name + ".scale", {padded_outputs}, scale);
     add(name + ".bias", {padded_outputs}, bias);
     return plain;

@@ -18,13 +18,13 @@ struct PlainNorm {
   std::vector<double> gamma, beta;
 };
 
-// What a Linear computes, in the sizes of the configuration: nothing is padded, packed or split, and no outlier apart.
+// What a Linear computes, in the sizes of the configuration: nothing is padded or packed, and no outlier apart.
 struct PlainLinear {
   std::int64_t inputs, outputs;
   std::vector<double> weight;           // (outputs, inputs), dequantised
   std::vector<double> bias;             // (outputs)
   std::vector<double> inverse_divisor;  // (inputs): what a channel is multiplied by before it is quantised,
-  std::vector<int> slots;               // (inputs): and how often it is counted
+  std::vector<bool> wide;               // (inputs): and whether it is quantised in finer steps
 };
 
 struct PlainLayer {
@@ -53,7 +53,7 @@ struct PlainModel {
 
 class RandomModel {
  public:
-  // Weights have outliers and channels that are split; everything is valid for the configuration. projected: the share of
+  // Weights have outliers and wide channels; everything is valid for the configuration. projected: the share of
   // the words that the first projection has.
   RandomModel(const Config& config, std::uint64_t seed, double projected = 0.6);
 

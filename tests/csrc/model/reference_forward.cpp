@@ -33,7 +33,8 @@ Vector quantize(const Vector& x, const PlainLinear& linear, int levels) {
   const double scale = (hi - lo) / levels, zero_point = std::nearbyint(-lo / scale);
   for (std::size_t i = 0; i < size; ++i) {
     const double level = std::clamp(std::nearbyint(v[i] / scale + zero_point), 0.0, static_cast<double>(levels));
-    v[i] = (level - zero_point) * scale * linear.slots[i];
+    const double steps = linear.wide[i] ? std::nearbyint(v[i] / scale * kWideSteps) / kWideSteps : level - zero_point;
+    v[i] = steps * scale / linear.inverse_divisor[i];
   }
   return v;
 }
