@@ -644,7 +644,7 @@ ENTRIES: dict[str, Callable[[Entry, int], Any]] = {
     "no offsets": lambda entry, _: entry.pop("data_offsets"),
     "unknown dtype": lambda entry, _: entry.update(dtype="F17"),
     "other dtype": lambda entry, _: entry.update(
-        dtype={"F32": "I32", "I32": "F32", "I8": "U8", "U8": "I8"}[entry["dtype"]]
+        dtype={"F32": "I32", "I32": "F32", "I8": "U8", "U8": "I8", "I16": "F16"}[entry["dtype"]]
     ),
     "wider dtype": lambda entry, _: entry.update(dtype="F64"),
     "dtype of no type": lambda entry, _: entry.update(dtype=3),

@@ -292,7 +292,7 @@ def test_info(stand_in: list[KeywordClassifier], capsys: pytest.CaptureFixture[s
     assert lines[2:] == [
         "threads:    2",
         "model:      some/model.safetensors",
-        "format:     agnews_fast 4",
+        "format:     agnews_fast 5",
         "labels:     World, Sports, Business, Sci/Tech",
         "max length: 128 tokens",
     ]
